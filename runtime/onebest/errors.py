@@ -1,0 +1,25 @@
+"""Every error that onebest raises on purpose; each says what was expected, what came and what to do."""
+
+
+class OnebestError(Exception):
+    """Base of all errors raised by onebest itself."""
+
+
+class AudioError(OnebestError, ValueError):
+    """Audio that cannot be read or that no recogniser could make sense of."""
+
+
+class ModelError(OnebestError, ValueError):
+    """A model bundle or checkpoint that is incomplete, altered or does not fit."""
+
+
+class ConfigError(OnebestError, ValueError):
+    """A configuration with an unknown key, a wrong type or an impossible value."""
+
+
+class DataError(OnebestError, ValueError):
+    """A manifest, a recording or a transcript that cannot be used."""
+
+
+class StreamError(OnebestError, RuntimeError):
+    """A stream that is used after it was finished, or in another order than it allows."""
