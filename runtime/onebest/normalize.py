@@ -1,0 +1,20 @@
+"""The one place where text is brought to the form in which it is trained on and compared: a-z, apostrophe, space."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
+_OUTSIDE = re.compile(r"[^a-z' ]+")
+_LONE_APOSTROPHE = re.compile(r"(?<![a-z])'+|'+(?![a-z])")
+
+
+def normalize_text(text: str) -> str:
+    """Return text in lower case, accents off, with every run of other characters as one space.
+
+    Digits are not spelled out: a reference that holds them should be spelled before.
+    """
+    plain = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).lower()
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return " ".join(_LONE_APOSTROPHE.sub(" ", _OUTSIDE.sub(" ", plain)).split())

@@ -1,0 +1,74 @@
+"""Augmentation of log-mel frames, anew at every pass; energies add, so noise is mixed in the energy domain.
+
+Axis legend: F feature frames (10 ms), 80 mel bins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onebest.frontend import SILENCE
+from onebest_training.config import AugmentConfig
+
+FloatArray = npt.NDArray[np.float32]
+#: Nats of energy in a decibel, and the first bin that lies above 4 kHz.
+NATS_PER_DB = float(np.log(10.0) / 10.0)
+TELEPHONE_BIN = 59
+
+
+def augment(features: FloatArray, config: AugmentConfig, noise: FloatArray | None,
+            rng: np.random.Generator) -> FloatArray:
+    """Return an altered copy of features [F, 80].
+
+    Args:
+        features: a clean utterance.
+        config: what may happen, how often and how strongly.
+        noise: frames [any, 80] of a background sound, used when the draw says so.
+        rng: decides everything.
+    """
+    features = change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0)) if config.speed else features
+    if config.volume:
+        features = np.maximum(features + np.float32(config.volume * rng.uniform(-1.0, 1.0)), np.float32(SILENCE))
+    if noise is not None and rng.random() < config.noise_probability:
+        features = mix_noise(features, noise, rng.uniform(*config.noise_snr_db), rng)
+    if rng.random() < config.band_probability:
+        features = features.copy()
+        features[:, TELEPHONE_BIN:] = np.float32(SILENCE) + rng.uniform(0.0, 4.0)
+    return spec_augment(features, config, rng)
+
+
+def change_speed(features: FloatArray, factor: float) -> FloatArray:
+    """Return features played ``factor`` times as fast, frames interpolated in a straight line; pitch stays."""
+    count = max(1, round(len(features) / factor))
+    at = np.linspace(0.0, len(features) - 1.0, count, dtype=np.float32)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, len(features) - 1)
+    share = (at - low)[:, None]
+    return np.asarray(features[low] * (1.0 - share) + features[high] * share, np.float32)
+
+
+def mix_noise(features: FloatArray, noise: FloatArray, snr_db: float, rng: np.random.Generator) -> FloatArray:
+    """Return features with the noise, repeated as needed from a random start, at a ratio of mean energies in dB."""
+    start = int(rng.integers(len(noise)))
+    noise = np.take(noise, np.arange(start, start + len(features)), axis=0, mode="wrap")
+    ratio = np.log(np.exp(features).mean()) - np.log(np.exp(noise).mean())
+    return np.logaddexp(features, noise + np.float32(ratio - snr_db * NATS_PER_DB)).astype(np.float32)
+
+
+def spec_augment(features: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:
+    """Return features with bands of bins and of time set to their mean (SpecAugment, arXiv 1904.08779)."""
+    frames, bins = features.shape
+    time_masks = rng.poisson(config.time_mask_rate * frames / 100.0) if config.time_mask_rate else 0
+    if not (config.frequency_masks or time_masks):
+        return features
+    features, mean = features.copy(), features.mean(0)
+    for _ in range(config.frequency_masks):
+        width = int(rng.integers(config.frequency_width + 1))
+        first = int(rng.integers(bins - width + 1))
+        features[:, first : first + width] = mean[first : first + width]
+    for _ in range(time_masks):
+        width = int(rng.integers(min(config.time_width, frames) + 1))
+        first = int(rng.integers(frames - width + 1))
+        features[first : first + width] = mean
+    return features

@@ -1,0 +1,171 @@
+"""Batches of a run: in which order, and what is in them, follows from the seed alone, so a run can resume anywhere.
+
+Axis legend: B batch, F feature frames (10 ms), T encoder frames (40 ms), U labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from onebest.errors import DataError
+from onebest.frontend import NUM_BINS, SILENCE
+from onebest.normalize import normalize_text
+from onebest_training.augment import FloatArray, augment
+from onebest_training.config import AugmentConfig, DataConfig
+from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.features import FeatureStore
+from onebest_training.vocabulary import TextEncoder
+
+log = logging.getLogger(__name__)
+#: Utterances must have at least this many encoder frames a label, or no alignment exists.
+FRAMES_PER_LABEL = 1.0
+FRAMES_PER_SECOND = 100
+
+
+class Batch(NamedTuple):
+    """Utterances padded to one length.
+
+    Attributes:
+        features: [B, 4T+3, 80], silence behind each utterance.
+        frame_lengths: valid encoder frames, [B].
+        labels: [B, U], 0 behind each utterance's labels.
+        label_lengths: [B].
+        texts: the normalised references.
+    """
+
+    features: Tensor
+    frame_lengths: Tensor
+    labels: Tensor
+    label_lengths: Tensor
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A cut with where its features are and what is said."""
+
+    cut: Cut
+    store: FeatureStore
+    text: str
+    labels: tuple[int, ...]
+    weight: float
+
+
+def load_utterances(store: FeatureStore, tokens: TextEncoder, max_seconds: float,
+                    weights: dict[str, float] | None = None, default_weight: float = 1.0) -> list[Utterance]:
+    """Return a store's usable utterances; what is left out is counted in the log by its cause."""
+    kept: list[Utterance] = []
+    left_out: dict[str, int] = {}
+    for cut in store.cuts:
+        text = normalize_text(cut.supervisions[0].text or "") if cut.supervisions else ""
+        labels = tuple(tokens.encode(text))
+        weight = (weights or {}).get((cut.custom or {}).get("corpus", ""), default_weight)
+        cause = _cause_to_leave_out(cut, labels, max_seconds)
+        if cause:
+            left_out[cause] = left_out.get(cause, 0) + 1
+        elif weight > 0:
+            kept.append(Utterance(cut, store, text, labels, weight))
+    for cause, count in left_out.items():
+        log.warning("%d cuts left out: %s", count, cause)
+    return kept
+
+
+def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float) -> str:
+    if not labels:
+        return "no text"
+    if cut.duration > max_seconds:
+        return f"longer than {max_seconds:g} s"
+    if cut.custom["num_frames"] / SUBSAMPLING < FRAMES_PER_LABEL * len(labels) + 2:
+        return "more text than the audio can hold"
+    return ""
+
+
+def plan_pass(utterances: list[Utterance], batch_seconds: float, seed: int, number: int) -> list[list[int]]:
+    """Return the batches of pass ``number``, each a list of indices; similar durations share a batch."""
+    rng = np.random.default_rng((seed, number))
+    weights = np.array([utterance.weight for utterance in utterances])
+    copies = np.floor(weights + rng.random(len(weights))).astype(np.int64)
+    chosen = np.repeat(np.arange(len(utterances)), copies)
+    durations = np.array([utterances[index].cut.duration for index in chosen])
+    chosen = chosen[np.argsort(durations * rng.uniform(0.95, 1.05, len(durations)))]
+    batches: list[list[int]] = [[]]
+    longest = 0.0
+    for index in chosen:
+        longest = max(longest, utterances[index].cut.duration)
+        if batches[-1] and longest * (len(batches[-1]) + 1) > batch_seconds:
+            batches.append([])
+            longest = utterances[index].cut.duration
+        batches[-1].append(int(index))
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def pad_batch(features: list[FloatArray], tails: list[int], utterances: list[Utterance]) -> Batch:
+    """Put utterances together; ``tails`` are frames of silence behind each, beyond what fills its last frame."""
+    lengths = [max(1, -(-(len(f) + tail - PAD_FRAMES) // SUBSAMPLING)) for f, tail in zip(features, tails, strict=True)]
+    padded = np.full((len(features), SUBSAMPLING * max(lengths) + PAD_FRAMES, NUM_BINS), SILENCE, np.float32)
+    labels = torch.zeros(len(features), max(len(u.labels) for u in utterances), dtype=torch.int64)
+    for row, (frames, utterance) in enumerate(zip(features, utterances, strict=True)):
+        padded[row, : len(frames)] = frames
+        labels[row, : len(utterance.labels)] = torch.tensor(utterance.labels)
+    return Batch(torch.from_numpy(padded), torch.tensor(lengths), labels,
+                 torch.tensor([len(u.labels) for u in utterances]), [u.text for u in utterances])
+
+
+class PassDataset(Dataset[Batch]):
+    """The batches of one pass, by index."""
+
+    def __init__(self, utterances: list[Utterance], noise: FeatureStore | None, config: DataConfig,
+                 augmentation: AugmentConfig, seed: int, number: int):
+        self._utterances, self._noise, self._augmentation = utterances, noise, augmentation
+        self._tail_frames, self._seed = config.tail_frames, (seed, number)
+        self.plan = plan_pass(utterances, config.batch_seconds, seed, number)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return batch ``index``; its augmentation depends on the seed, the pass and the index alone."""
+        rng = np.random.default_rng((*self._seed, index))
+        utterances = [self._utterances[number] for number in self.plan[index]]
+        features = [augment(u.store.read(u.cut), self._augmentation, self._draw_noise(rng), rng) for u in utterances]
+        tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(utterances))]
+        return pad_batch(features, tails, utterances)
+
+    def _draw_noise(self, rng: np.random.Generator) -> FloatArray | None:
+        if self._noise is None or not self._augmentation.noise_probability:
+            return None
+        return self._noise.read(self._noise.cuts[int(rng.integers(len(self._noise.cuts)))])
+
+
+def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
+    """Return the utterances of all stores of a run.
+
+    Raises:
+        DataError: nothing usable is left.
+    """
+    utterances = [
+        utterance for source in config.train
+        for utterance in load_utterances(FeatureStore(Path(source.store)), tokens, config.max_seconds,
+                                         source.weights, source.default_weight)
+    ]
+    if not utterances:
+        raise DataError("no utterance to train on is left; see the log for what was left out and why.")
+    return utterances
+
+
+def load_dev(config: DataConfig, tokens: TextEncoder) -> dict[str, list[Utterance]]:
+    """Return the first ``dev_cuts`` utterances of each corpus of the dev store."""
+    corpora: dict[str, list[Utterance]] = {}
+    for utterance in load_utterances(FeatureStore(Path(config.dev)), tokens, max_seconds=1e9):
+        corpora.setdefault((utterance.cut.custom or {}).get("corpus", "dev"), []).append(utterance)
+    return {name: sorted(members, key=lambda u: u.cut.id)[: config.dev_cuts] for name, members in corpora.items()}

@@ -1,0 +1,102 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, and the model that it stands for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebest.errors import ModelError
+from onebest_training.config import ModelConfig, TrainConfig, from_dict, to_dict
+from onebest_training.transducer import Transducer
+from onebest_training.vocabulary import TextEncoder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: the next step of a stage, the next batch of a pass.
+
+    Attributes:
+        step: optimiser steps done in all.
+        stage, stage_step: index of the stage and steps done in it.
+        number, batch: index of the pass over the data and of the next batch in it.
+        seconds: audio seen, with padding.
+        wall_seconds: time spent training.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    number: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    def after_batch(self, batches: int, seconds: float, wall_seconds: float) -> Position:
+        """Return the position one step on, in a pass of so many batches."""
+        at = replace(self, step=self.step + 1, stage_step=self.stage_step + 1, batch=self.batch + 1,
+                     seconds=self.seconds + seconds, wall_seconds=self.wall_seconds + wall_seconds)
+        return at if at.batch < batches else replace(at, number=at.number + 1, batch=0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's content; ``average`` is the model to use, ``weights`` the one to train on."""
+
+    config: dict[str, Any]
+    tokens: bytes
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    position: Position
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint; a kill at any moment leaves the old file or the new one, never a part."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        torch.save({"format": FORMAT, **{name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__},
+                    "position": to_dict(checkpoint.position)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ModelError: there is none, or it is damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({error}).") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ModelError(f"{path}: not a checkpoint of this version of onebest (format {FORMAT}).")
+    return Checkpoint(**{**content, "position": from_dict(Position, content["position"], f"{path}: position")})
+
+
+def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
+    """Return the averaged model of a checkpoint, ready for use, and its vocabulary."""
+    checkpoint = load(path)
+    model = Transducer(from_dict(ModelConfig, checkpoint.config["model"], f"{path}: model"))
+    model.load_state_dict({name: value.float() for name, value in checkpoint.average.items()})
+    return model.eval(), TextEncoder(checkpoint.tokens), checkpoint
+
+
+def save_half(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint's averaged model alone in half precision: enough to export or to start another run from."""
+    half = {name: value.half() for name, value in checkpoint.average.items()}
+    save(replace(checkpoint, weights={}, average=half, optimizer={}), path)
+
+
+def run_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
+    """Return the configuration of the run that wrote a checkpoint."""
+    return from_dict(TrainConfig, checkpoint.config, f"{path}: config")

@@ -1,0 +1,45 @@
+"""``onebest convert-encoder``: a Whisper encoder of a CTranslate2 model -> first weights for ours."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from onebest.cli import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", nargs="+", type=Path, help="model.bin of CTranslate2, or its parts in order")
+    parser.add_argument("--speech", type=Path, required=True, help="manifest of speech to fit the feature map on")
+    parser.add_argument("--minutes", type=float, default=30.0, help="how much of it")
+    parser.add_argument("--output", type=Path, required=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Rename the weights, fit the feature map, write both."""
+    import torch
+
+    from onebest_training.features import load_cuts, read_cuts
+    from onebest_training.whisper import encoder_weights, fit_feature_map, read_ctranslate2
+
+    weights = encoder_weights(read_ctranslate2(arguments.model))
+    cuts = list(read_cuts(arguments.speech))
+    recordings = sorted({cut.recording.id for cut in cuts})
+    random.Random(0).shuffle(recordings)
+    order = {name: index for index, name in enumerate(recordings)}
+    utterances, seconds = [], 0.0
+    for cut, samples in load_cuts(sorted(cuts, key=lambda cut: (order[cut.recording.id], cut.start))):
+        if seconds > 60 * arguments.minutes:
+            break
+        utterances.append(samples)
+        seconds += cut.duration
+    weights["stem.map.weight"], weights["stem.map.bias"], explained = fit_feature_map(utterances)
+    torch.save(weights, arguments.output)
+    print(f"{arguments.output}: {sum(w.numel() for w in weights.values()):,} weights; "
+          f"the feature map explains {explained:.3f} of the variance on {seconds / 60:.0f} minutes")
+    return 0
+
+
+command = Command("turn a Whisper encoder into first weights of an encoder of ours", add_arguments, run)

@@ -1,0 +1,48 @@
+"""``onebest train``: a TOML file -> a run's folder with its checkpoint and log; called again, it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from onebest.cli import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("config", type=Path, help="the run's TOML file")
+    parser.add_argument("run", type=Path, help="folder of the run; an unfinished run in it is resumed")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+    parser.add_argument("--change-config", action="store_true", help="go on although the configuration has changed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the configuration, build the trainer, train under a progress bar."""
+    import torch
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from onebest_training.checkpoint import Position
+    from onebest_training.config import load_config
+    from onebest_training.trainer import Trainer
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config)
+    trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)
+    total = sum(stage.steps for stage in config.stages)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=total, completed=trainer.position.step)
+
+        def show(position: Position, loss: float) -> None:
+            name = config.stages[position.stage].name
+            progress.update(task, completed=position.step, description=f"{name} loss {loss:.3f}")
+
+        trainer.run(show)
+    return 0
+
+
+command = Command("train a model, or go on training it", add_arguments, run)

@@ -1,0 +1,45 @@
+"""``onebest vocabulary``: the text of manifests and text files -> a BPE model."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+from onebest.cli import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("sources", nargs="+", type=Path,
+                        help="lhotse manifests (.jsonl, .jsonl.gz), LibriSpeech folders, or texts (.txt, .txt.gz)")
+    parser.add_argument("--output", type=Path, required=True, help="the sentencepiece model to write")
+    parser.add_argument("--size", type=int, default=500)
+
+
+def texts_of(source: Path) -> Iterator[str]:
+    """Give the normalised sentences of a manifest or a text file."""
+    from onebest.normalize import normalize_text
+    from onebest_training.features import read_cuts
+
+    if source.name.endswith((".txt", ".txt.gz")):
+        with (gzip.open if source.suffix == ".gz" else open)(source, "rt", encoding="utf-8") as lines:
+            yield from filter(None, map(normalize_text, lines))
+    else:
+        for cut in read_cuts(source):
+            for supervision in cut.supervisions:
+                if text := normalize_text(supervision.text or ""):
+                    yield text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Gather the texts and train the vocabulary."""
+    from onebest_training.vocabulary import train_vocabulary
+
+    texts = (text for source in arguments.sources for text in texts_of(source))
+    train_vocabulary(texts, arguments.output, arguments.size)
+    return 0
+
+
+command = Command("make a BPE vocabulary from the text of a corpus", add_arguments, run)

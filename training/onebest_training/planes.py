@@ -1,0 +1,133 @@
+"""From joiner outputs to the planes of the transducer lattice: log P(blank) and log P(next label) at each node.
+
+A log-softmax over all nodes would be as large as the logits, twice with its gradient. Here a few frames
+at a time are normalised, two values a node are kept, and the gradient is the one array of that size.
+
+Axis legend: B utterances, T frames, U labels, V vocabulary, N nodes of a frame (U + 1, or fewer in a band).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from onebest.errors import DataError
+
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Logits normalised at a time: on the CPU a chunk stays in the cache, on a GPU it is worth a launch."""
+
+
+def arc_planes(
+    logits: Tensor, next_labels: Tensor, frame_lengths: Tensor, node_lengths: Tensor, *, blank: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of blank and of one label at each node; the log-softmax is never held in memory.
+
+    Nodes past ``frame_lengths`` or ``node_lengths`` are not read: they get zero, and a gradient of zero.
+
+    Args:
+        logits: ``[B, T, N, V]``, unnormalised.
+        next_labels: ``[B, T, N]``, the label to look up at each node, 0 to V-1.
+        frame_lengths: ``[B]``, 1 to T.
+        node_lengths: ``[B]``, 1 to N.
+        blank: index of blank in V.
+
+    Returns:
+        blank ``[B, T, N]`` and label ``[B, T, N]``, float32 (float64 for float64 logits).
+
+    Raises:
+        DataError: a shape or a length that does not fit.
+    """
+    if logits.ndim != 4 or next_labels.shape != logits.shape[:3]:
+        raise DataError(
+            "expected logits [B, T, N, V] and next_labels [B, T, N], got "
+            f"{list(logits.shape)} and {list(next_labels.shape)}"
+        )
+    check_lengths("frame_lengths", frame_lengths, logits.shape[0], 1, logits.shape[1])
+    check_lengths("node_lengths", node_lengths, logits.shape[0], 1, logits.shape[2])
+    extents = list(zip(frame_lengths.tolist(), node_lengths.tolist(), strict=True))
+    blank_plane, label_plane = _Planes.apply(logits, next_labels, extents, blank)  # type: ignore[no-untyped-call]
+    return blank_plane, label_plane
+
+
+def check_lengths(name: str, lengths: Tensor, batch: int, low: int, high: int) -> None:
+    """Make sure that ``lengths`` is ``[B]``, integral, and within ``low`` to ``high``.
+
+    Raises:
+        DataError: it is not.
+    """
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise DataError(
+            f"expected {name} as {batch} integers, one an utterance, "
+            f"got shape {list(lengths.shape)} of {lengths.dtype}"
+        )
+    if batch and (int(lengths.min()) < low or int(lengths.max()) > high):
+        raise DataError(
+            f"expected {name} from {low} to {high}, got {lengths.tolist()}; "
+            "leave out empty utterances, and pass lengths of the same padded arrays"
+        )
+
+
+def check_labels(labels: Tensor, label_lengths: Tensor, vocabulary: int, blank: int) -> Tensor:
+    """Labels ``[B, U]`` with everything past ``label_lengths`` set to blank, so that it can index V.
+
+    Raises:
+        DataError: a label is blank or outside the vocabulary.
+    """
+    used = torch.arange(labels.shape[1], device=labels.device) < label_lengths.to(labels.device)[:, None]
+    wrong = used & ((labels < 0) | (labels >= vocabulary) | (labels == blank))
+    if bool(wrong.any()):
+        raise DataError(
+            f"expected labels from 0 to {vocabulary - 1} other than blank ({blank}), "
+            f"got {sorted(set(labels[wrong].tolist()))}; tokenise with this model's vocabulary"
+        )
+    return labels.masked_fill(~used, blank).long()
+
+
+class _Planes(torch.autograd.Function):
+    """Log-softmax and look-up in one go, a chunk at a time; the gradient is the one array of size V."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, next_labels: Tensor, extents: list[tuple[int, int]], blank: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits, next_labels)
+        ctx.extents, ctx.blank = extents, blank
+        dtype = result_dtype(logits)
+        blank_plane, label_plane = logits.new_zeros(2, *logits.shape[:3], dtype=dtype).unbind()
+        for chunk in _chunks(logits, extents):
+            log_probs = torch.log_softmax(logits[chunk], -1, dtype=dtype)
+            blank_plane[chunk] = log_probs[..., blank]
+            label_plane[chunk] = log_probs.gather(-1, next_labels[chunk][..., None])[..., 0]
+        return blank_plane, label_plane
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_blank: Tensor, grad_label: Tensor) -> tuple[Tensor | None, ...]:
+        logits, next_labels = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for utterance, (num_frames, num_nodes) in enumerate(ctx.extents):
+            grad[utterance, num_frames:] = 0
+            grad[utterance, :num_frames, num_nodes:] = 0
+        total = -(grad_blank + grad_label)
+        for chunk in _chunks(logits, ctx.extents):
+            part = torch.softmax(logits[chunk], -1, dtype=grad_blank.dtype).mul_(total[chunk][..., None])
+            part[..., ctx.blank] += grad_blank[chunk]
+            part.scatter_add_(-1, next_labels[chunk][..., None], grad_label[chunk][..., None])
+            grad[chunk] = part
+        return grad, None, None, None
+
+
+def _chunks(logits: Tensor, extents: list[tuple[int, int]]) -> Iterator[tuple[int, slice, slice]]:
+    """Index logits ``[B, T, N, V]`` a few frames of one utterance at a time, leaving out the padding."""
+    limit = CHUNK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS["cuda"])
+    for utterance, (num_frames, num_nodes) in enumerate(extents):
+        step = max(1, limit // (num_nodes * logits.shape[3]))
+        for start in range(0, num_frames, step):
+            yield utterance, slice(start, min(start + step, num_frames)), slice(num_nodes)
+
+
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of what is computed from ``tensor``: float32, or float64 if that is what came."""
+    return torch.promote_types(tensor.dtype, torch.float32)

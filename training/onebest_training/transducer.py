@@ -1,0 +1,83 @@
+"""The transducer: encoder, stateless predictor, joiner, and a CTC head that is used in training only.
+
+Axis legend: B batch, T encoder frames, U labels, S nodes of a band, D encoder width, J joiner width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from onebest_training.config import ModelConfig
+from onebest_training.encoder import Encoder
+
+BLANK = 0
+
+
+class Predictor(nn.Module):
+    """Stateless predictor: embeddings of the last labels, a convolution over them, a projection to J."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.context_size = config.context_size
+        self.embedding = nn.Embedding(config.vocabulary_size, config.predictor_width)
+        self.convolution = nn.Conv1d(
+            config.predictor_width, config.predictor_width, config.context_size, groups=config.predictor_width // 4,
+            bias=False,
+        )
+        self.projection = nn.Linear(config.predictor_width, config.joiner_width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Turn contexts [..., context_size] (a negative label is no label) into [..., J]."""
+        known = (context >= 0).unsqueeze(-1)
+        embedded = self.embedding(context.clamp(min=0)) * known
+        flat = embedded.flatten(0, -3).transpose(1, 2)
+        convolved = functional.relu(self.convolution(flat)).squeeze(2)
+        projected: Tensor = self.projection(convolved)
+        return projected.unflatten(0, context.shape[:-1])
+
+    def contexts(self, labels: Tensor) -> Tensor:
+        """Return the context of each of the U+1 positions of labels [B, U], [B, U+1, context_size].
+
+        A stream starts with the labels -1, ..., -1, blank.
+        """
+        start = labels.new_full((len(labels), self.context_size), -1)
+        start[:, -1] = BLANK
+        return torch.cat((start, labels), 1).unfold(1, self.context_size, 1)
+
+
+class Joiner(nn.Module):
+    """Linear(tanh(e + d)); encoder and predictor outputs come projected to J."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.out = nn.Linear(config.joiner_width, config.vocabulary_size)
+
+    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+        """Turn two broadcastable tensors [..., J] into logits [..., V]."""
+        logits: Tensor = self.out(torch.tanh(encoded + predicted))
+        return logits
+
+
+class CtcHead(nn.Sequential):
+    """LayerNorm, Linear, GELU, Linear: two layers leave the blank plateau where a single one sits on it."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.encoder.width
+        super().__init__(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.vocabulary_size)
+        )
+
+
+class Transducer(nn.Module):
+    """A streaming transducer; ``projection`` takes the encoder's output [B, T, D] to [B, T, J]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.projection = nn.Linear(config.encoder.width, config.joiner_width)
+        self.predictor = Predictor(config)
+        self.joiner = Joiner(config)
+        self.ctc = CtcHead(config)

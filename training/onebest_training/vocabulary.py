@@ -1,0 +1,61 @@
+"""A sentencepiece BPE vocabulary whose ids are those that sherpa-onnx expects: ``<blk>`` 0, ``<sos/eos>`` 1, ``<unk>`` 2."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from onebest.errors import DataError
+
+
+def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
+    """Train a BPE model of ``size`` pieces on normalised texts and write it to ``path``.
+
+    Raises:
+        DataError: the texts hold too little for so many pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=size,
+            character_coverage=1.0, user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1,
+            pad_id=-1, input_sentence_size=1_000_000, minloglevel=1,
+        )
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"no vocabulary of {size} pieces can be made of these texts: {error}") from error
+    path.write_bytes(model.getvalue())
+
+
+class TextEncoder:
+    """A trained BPE model: text to ids and back.
+
+    Raises:
+        DataError: the file is no sentencepiece model with the blank at 0.
+    """
+
+    def __init__(self, model: bytes):
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise DataError(f"not a sentencepiece model: {error}") from error
+        if self._processor.id_to_piece(0) != "<blk>" or self._processor.unk_id() != 2:
+            raise DataError("a vocabulary must have <blk> at 0, <sos/eos> at 1 and <unk> at 2; "
+                            "make one with: onebest vocabulary")
+
+    def __len__(self) -> int:
+        return int(self._processor.vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a normalised text."""
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids."""
+        return str(self._processor.decode(ids))
+
+    def pieces(self) -> list[str]:
+        """Return the symbols in the order of their ids."""
+        return [self._processor.id_to_piece(index) for index in range(len(self))]

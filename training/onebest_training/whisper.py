@@ -1,0 +1,112 @@
+"""First weights from a Whisper encoder stored by CTranslate2 (the only form that package indexes carry).
+
+Layout of the file, little-endian: u32 version, string specification, u32 revision, u32 count of variables; each
+variable is a string name, u8 rank, u32 per dimension, u8 type, u32 bytes, data. A string is u16 length, then bytes
+that end in a NUL.
+
+Whisper's features are another mel scale than ours, its log10 normalised by the clip's own maximum. A linear map of our
+bins, fitted by least squares, stands in for them; it becomes the first layer of the encoder and trains on.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from onebest.errors import ModelError
+from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, compute_features
+
+_TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+_FFT_SAMPLES = 400
+
+
+def _read_string(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<H", file.read(2))
+    return file.read(length).rstrip(b"\0").decode()
+
+
+def read_ctranslate2(paths: list[Path]) -> dict[str, Tensor]:
+    """Read the encoder's variables of a CTranslate2 model that may come in several parts.
+
+    Raises:
+        ModelError: a file is missing, ends early, or holds no Whisper encoder.
+    """
+    try:
+        file = io.BytesIO(b"".join(path.read_bytes() for path in paths))
+        struct.unpack("<I", file.read(4))
+        _read_string(file)
+        _, count = struct.unpack("<II", file.read(8))
+        variables = dict(_read_variable(file) for _ in range(count))
+    except (OSError, struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise ModelError(f"{', '.join(map(str, paths))}: not a whole CTranslate2 model ({error}).") from error
+    encoder = {name: value for name, value in variables.items() if name.startswith("encoder/")}
+    if "encoder/conv1/weight" not in encoder:
+        raise ModelError(f"{paths[0]}: holds no Whisper encoder.")
+    return encoder
+
+
+def _read_variable(file: BinaryIO) -> tuple[str, Tensor]:
+    name = _read_string(file)
+    (rank,) = struct.unpack("<B", file.read(1))
+    shape = struct.unpack(f"<{rank}I", file.read(4 * rank))
+    kind, size = struct.unpack("<BI", file.read(5))
+    data = np.frombuffer(file.read(size), _TYPES[kind]).reshape(shape)
+    return name, torch.from_numpy(data.astype(np.float32) if data.dtype == np.float16 else data.copy())
+
+
+def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the variables of a Whisper encoder to the parameters of ``Encoder`` (stem, blocks, final norm)."""
+    def pair(ours: str, theirs: str, weight: str = "weight", bias: str = "bias") -> dict[str, Tensor]:
+        return {f"{ours}.weight": variables[f"encoder/{theirs}/{weight}"],
+                f"{ours}.bias": variables[f"encoder/{theirs}/{bias}"]}
+
+    weights = pair("stem.conv1", "conv1") | pair("stem.conv2", "conv2")
+    weights |= pair("norm", "layer_norm", "gamma", "beta")
+    for layer in sorted({part for name in variables for part in name.split("/") if re.fullmatch(r"layer_\d+", part)}):
+        block = f"blocks.{layer.removeprefix('layer_')}"
+        weights |= pair(f"{block}.attention_norm", f"{layer}/self_attention/layer_norm", "gamma", "beta")
+        weights |= pair(f"{block}.attention.qkv", f"{layer}/self_attention/linear_0")
+        weights |= pair(f"{block}.attention.out", f"{layer}/self_attention/linear_1")
+        weights |= pair(f"{block}.feed_forward_norm", f"{layer}/ffn/layer_norm", "gamma", "beta")
+        weights |= pair(f"{block}.feed_forward_in", f"{layer}/ffn/linear_0")
+        weights |= pair(f"{block}.feed_forward_out", f"{layer}/ffn/linear_1")
+    return weights
+
+
+def whisper_features(samples: npt.NDArray[np.float32]) -> Tensor:
+    """Return Whisper's own features [F, 80] of samples [S]: log10 mel, clipped 8 below the clip's maximum, (x+4)/4."""
+    from torchaudio.functional import melscale_fbanks
+
+    window = torch.hann_window(_FFT_SAMPLES)
+    spectrum = torch.stft(torch.from_numpy(samples), _FFT_SAMPLES, FRAME_SHIFT_SAMPLES, window=window,
+                          return_complex=True)[:, :-1].abs() ** 2
+    banks = melscale_fbanks(_FFT_SAMPLES // 2 + 1, 0.0, SAMPLE_RATE / 2, 80, SAMPLE_RATE, "slaney", "slaney")
+    log_mel = (spectrum.T @ banks).clamp(min=1e-10).log10()
+    return (log_mel.clamp(min=float(log_mel.max()) - 8.0) + 4.0) / 4.0
+
+
+def fit_feature_map(utterances: list[npt.NDArray[np.float32]]) -> tuple[Tensor, Tensor, float]:
+    """Fit Whisper's features as a linear map of ours by least squares.
+
+    Returns:
+        The weight [80, 80], the bias [80], and the share of variance explained (R2).
+    """
+    ours, theirs = [], []
+    for samples in utterances:
+        x, y = torch.from_numpy(compute_features(samples)), whisper_features(samples)
+        frames = min(len(x), len(y))
+        ours.append(x[:frames])
+        theirs.append(y[:frames])
+    x, y = torch.cat(ours).double(), torch.cat(theirs).double()
+    design = torch.cat((x, torch.ones(len(x), 1, dtype=x.dtype)), 1)
+    solution = torch.linalg.lstsq(design, y).solution
+    residual = (y - design @ solution).square().sum() / (y - y.mean(0)).square().sum()
+    return solution[:-1].T.float(), solution[-1].float(), 1.0 - float(residual)
