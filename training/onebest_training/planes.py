@@ -1,4 +1,4 @@
-"""From joiner outputs to the planes of the transducer lattice: log P(blank) and log P(next label) at each node.
+"""From joiner outputs to the planes of the lattice: log P(blank) and log P(next label) at each node.
 
 A log-softmax over all nodes would be as large as the logits, twice with its gradient. Here a few frames
 at a time are normalised, two values a node are kept, and the gradient is the one array of that size.
@@ -95,7 +95,7 @@ class _Planes(torch.autograd.Function):
         ctx.save_for_backward(logits, next_labels)
         ctx.extents, ctx.blank = extents, blank
         dtype = result_dtype(logits)
-        blank_plane, label_plane = logits.new_zeros(2, *logits.shape[:3], dtype=dtype).unbind()
+        blank_plane, label_plane = (logits.new_zeros(logits.shape[:3], dtype=dtype) for _ in range(2))
         for chunk in _chunks(logits, extents):
             log_probs = torch.log_softmax(logits[chunk], -1, dtype=dtype)
             blank_plane[chunk] = log_probs[..., blank]
