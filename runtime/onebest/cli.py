@@ -1,7 +1,7 @@
 """The ``onebest`` command: finds its subcommands among the installed packages and runs one.
 
-A subcommand is an entry point of the group ``onebest.commands`` that names a ``Command``. Only the one that is
-called gets imported (and for ``--help`` all of them that can be), so the runtime never pulls in torch.
+A subcommand is an entry point of the group ``onebest.commands`` that names a ``Command``. Only the one that
+is called gets imported, so the runtime never pulls in torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview(names: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="onebest", description="Streaming speech recognition on your own device.")
+    description = "Streaming speech recognition on your own device."
+    parser = argparse.ArgumentParser(prog="onebest", description=description)
     parser.add_argument("--version", action="version", version=f"onebest {__version__}")
     parser.add_argument("command", choices=names, help="'onebest COMMAND --help' says more about one")
     return parser
@@ -57,7 +58,8 @@ def _run(entry: EntryPoint, words: list[str]) -> int:
     except ModuleNotFoundError as error:
         package = entry.module.partition(".")[0]
         extra = package.partition("_")[2].removesuffix("ing") or entry.name
-        print(f"onebest {entry.name}: {error}. Install what it needs: pip install 'onebest[{extra}]'", file=sys.stderr)
+        advice = f"Install what it needs: pip install 'onebest[{extra}]'"
+        print(f"onebest {entry.name}: {error}. {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -86,14 +86,16 @@ def check_spec(found: dict[str, Any], where: str) -> None:
     if wrong:
         pairs = ", ".join(f"{key}: {found.get(key)!r} instead of {ours.get(key)!r}" for key in wrong)
         raise ModelError(
-            f"{where} was made with another front end ({pairs}). Export it again with this version of onebest."
+            f"{where} was made with another front end ({pairs}). "
+            "Export it again with this version of onebest."
         )
 
 
 class FrontEnd:
     """Features of one utterance, computed as its samples arrive.
 
-    The frames do not depend on how the samples are cut: a frame is given out once, when all its samples are in.
+    The frames do not depend on how the samples are cut: a frame is given out once, when all its samples are
+    in.
     """
 
     def __init__(self) -> None:
@@ -103,7 +105,7 @@ class FrontEnd:
     def accept(self, samples: FloatArray) -> FloatArray:
         """Take float32 samples [S] in [-1, 1] and return the frames [F, 80] that became complete."""
         if samples.size:
-            self._fbank.accept_waveform(SAMPLE_RATE, samples)
+            self._fbank.accept_waveform(SAMPLE_RATE, samples.tolist())  # a list crosses over faster
         return self._take()
 
     def finish(self) -> FloatArray:
@@ -115,10 +117,10 @@ class FrontEnd:
         ready = self._fbank.num_frames_ready
         if ready == self._taken:
             return np.zeros((0, NUM_BINS), np.float32)
-        frames = np.stack([self._fbank.get_frame(index) for index in range(self._taken, ready)])
+        frames = np.concatenate([self._fbank.get_frame(index) for index in range(self._taken, ready)])
         self._fbank.pop(ready - self._taken)
         self._taken = ready
-        return frames
+        return frames.reshape(-1, NUM_BINS)
 
 
 def compute_features(samples: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The one place where text is brought to the form in which it is trained on and compared: a-z, apostrophe, space."""
+"""The one place where text takes the form it is trained on and compared in: a-z, apostrophe, space."""
 
 from __future__ import annotations
 

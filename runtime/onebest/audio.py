@@ -1,0 +1,96 @@
+"""Audio files of any format, rate and channel count -> blocks of mono float32 samples at 16 kHz."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from onebest.errors import AudioError
+from onebest.samples import Resampler, check_samples
+
+FloatArray = npt.NDArray[np.float32]
+
+STANDARD_INPUT = "-"
+_BLOCK_SECONDS = 0.32
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some audio of a file.
+
+    Attributes:
+        samples: mono float32 [S] at 16 kHz.
+        end: seconds of the file up to and with this block.
+        duration: seconds of the whole file as its header says, or 0 if it does not.
+    """
+
+    samples: FloatArray
+    end: float
+    duration: float
+
+
+def read_blocks(path: str | Path) -> Iterator[FloatArray]:
+    """Give the samples of a file in blocks [S] of a third of a second: 16 kHz, the mean of the channels.
+
+    Args:
+        path: a file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3 and others); ``-`` is standard input,
+            which is read whole.
+
+    Raises:
+        AudioError: the file is missing, unreadable or empty, or holds NaN; the message names it.
+    """
+    return (block.samples for block in read_timed_blocks(path))
+
+
+def read_timed_blocks(path: str | Path) -> Iterator[Block]:
+    """Give the blocks that ``read_blocks`` gives, each with its place in the file.
+
+    Raises:
+        AudioError: as ``read_blocks``.
+    """
+    try:
+        with _open(path) as file:
+            yield from _resampled(file, _name(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"{_name(path)}: cannot be read as audio ({_reason(error)}). "
+                         "Expected a WAV, FLAC, OGG, Opus or MP3 file.") from error
+
+
+def _open(path: str | Path) -> soundfile.SoundFile:
+    if str(path) == STANDARD_INPUT:
+        return soundfile.SoundFile(io.BytesIO(sys.stdin.buffer.read()))
+    if not Path(path).is_file():
+        problem = "is a folder" if Path(path).is_dir() else "no such file"
+        raise AudioError(f"{path}: {problem}. Name an audio file.")
+    return soundfile.SoundFile(str(path))
+
+
+def _resampled(file: soundfile.SoundFile, name: str) -> Iterator[Block]:
+    rate, read = file.samplerate, 0
+    duration = file.frames / rate if 0 < file.frames < 2**62 else 0.0
+    resampler = Resampler(rate)
+    for block in file.blocks(round(rate * _BLOCK_SECONDS), dtype="float32", always_2d=True):
+        try:
+            mono = check_samples(block.mean(axis=1))
+        except AudioError as error:
+            raise AudioError(f"{name}, in the block at {read / rate:.2f} s: {error}") from error
+        read += len(block)
+        yield Block(resampler.accept(mono), read / rate, duration)
+    if not read:
+        raise AudioError(f"{name}: holds no audio (0 samples). Check how it was recorded or copied.")
+    yield Block(resampler.finish(), read / rate, duration)
+
+
+def _name(path: str | Path) -> str:
+    return "standard input" if str(path) == STANDARD_INPUT else str(path)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "error_string", None) or error).strip().rstrip(".")

@@ -1,0 +1,102 @@
+"""A bundle's ``card.json`` and files: which file is which part, and whether each is what the card says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from onebest.errors import ModelError
+
+FORMAT = "onebest-bundle"
+VERSION = 1
+_PATTERNS = {
+    "encoder": "encoder*.onnx",
+    "decoder": "decoder*.onnx",
+    "joiner": "joiner*.onnx",
+    "tokens": "tokens.txt",
+}
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """The four files that a model is made of."""
+
+    folder: Path
+    encoder: Path
+    decoder: Path
+    joiner: Path
+    tokens: Path
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the content of the folder's ``card.json``, or an empty dictionary if there is none.
+
+    Raises:
+        ModelError: there is no such folder, or the card is of another format or version.
+    """
+    if not folder.is_dir():
+        wanted = ", ".join(_PATTERNS.values())
+        raise ModelError(f"{folder}: no such folder. Name one that holds a model: {wanted}.")
+    path = folder / "card.json"
+    if not path.is_file():
+        return {}
+    try:
+        card = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON ({error}). Fetch or export the model again.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ModelError(f"{path}: expected an object of \"format\" \"{FORMAT}\". Export the model again.")
+    if card.get("version") != VERSION:
+        raise ModelError(f"{path}: bundle version {card.get('version')!r}, this onebest reads {VERSION}. "
+                         "Update onebest or export the model again.")
+    return card
+
+
+def find_files(folder: Path, card: dict[str, Any]) -> BundleFiles:
+    """Return the model's files: those the card names, hashes checked; without a card those in the folder.
+
+    Raises:
+        ModelError: a file is missing, altered, or not to be told from another.
+    """
+    parts = [part.name for part in fields(BundleFiles) if part.name != "folder"]
+    if not card:
+        return BundleFiles(folder, **{part: _only_match(folder, _PATTERNS[part]) for part in parts})
+    entries = card.get("files")
+    if not isinstance(entries, dict):
+        raise ModelError(f"{folder / 'card.json'} has no object \"files\". Export the model again.")
+    return BundleFiles(folder, **{part: _checked_file(folder, part, entries.get(part)) for part in parts})
+
+
+def _only_match(folder: Path, pattern: str) -> Path:
+    """Return the one file that matches; of a float and an int8 file the int8 one."""
+    found = sorted(folder.glob(pattern))
+    smaller = [path for path in found if path.name.endswith(".int8.onnx")]
+    chosen = smaller or found
+    if len(chosen) != 1:
+        names = ", ".join(path.name for path in chosen) or "none"
+        raise ModelError(f"{folder}: expected one file {pattern}, found {names}. Keep one model in a folder.")
+    return chosen[0]
+
+
+def _checked_file(folder: Path, part: str, entry: Any) -> Path:
+    name = entry.get("file") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not isinstance(entry.get("sha256"), str) or Path(name).name != name:
+        raise ModelError(f"{folder / 'card.json'}: files[{part!r}] is {entry!r}, expected an object with "
+                         "\"file\" (a name in this folder) and \"sha256\". Export the model again.")
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file, but card.json names it. Fetch or export the model again.")
+    found = hash_file(path)
+    if found != entry["sha256"]:
+        raise ModelError(f"{path} is not the file its card describes (sha256 {found[:12]}, expected "
+                         f"{entry['sha256'][:12]}): altered or cut short. Fetch or export the model again.")
+    return path
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

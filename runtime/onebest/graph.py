@@ -1,0 +1,101 @@
+"""One ONNX file: loaded, its metadata read, its inputs and outputs checked, run by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnxruntime import InferenceSession, SessionOptions  # type: ignore[attr-defined]
+
+from onebest.errors import ModelError
+
+#: Element type and shape of one input or output; None is an axis that must be free.
+Port = tuple[str, tuple[int | None, ...]]
+_ONLY_ERRORS = 3
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file, ready to run. Names of inputs and outputs are free: their order decides."""
+
+    path: Path
+    session: InferenceSession
+    input_names: tuple[str, ...]
+    _metadata: dict[str, str]
+
+    @classmethod
+    def load(cls, path: Path, threads: int) -> Graph:
+        """Load a file for the CPU.
+
+        Raises:
+            ModelError: onnxruntime cannot read it.
+        """
+        options = SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ONLY_ERRORS
+        try:
+            session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            reason = str(error).strip().split("\n")[0]
+            raise ModelError(f"{path} cannot be loaded ({reason}). Get the model again.") from error
+        names = tuple(port.name for port in session.get_inputs())
+        return cls(path, session, names, session.get_modelmeta().custom_metadata_map)
+
+    def run(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
+        """Return all outputs in their order."""
+        outputs: Any = self.session.run(None, dict(zip(self.input_names, inputs, strict=True)))
+        return list(outputs)
+
+    def metadata(self, key: str, default: str | None = None) -> str:
+        """Return a metadata value.
+
+        Raises:
+            ModelError: the key is missing and there is no default.
+        """
+        value = self._metadata.get(key, default)
+        if value is None:
+            raise ModelError(f"{self.path} lacks the metadata key {key!r}; it has {sorted(self._metadata)}. "
+                             "Export the model again with onebest export.")
+        return value
+
+    def size(self, key: str) -> int:
+        """Return a metadata value that must be a positive whole number.
+
+        Raises:
+            ModelError: it is missing or something else.
+        """
+        value = self.metadata(key)
+        if not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise ModelError(f"{self.path}: the metadata key {key!r} is {value!r}, expected a positive whole "
+                             "number. Export the model again.")
+        return int(value)
+
+    def check(self, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+        """Compare inputs and outputs with what is expected, by position.
+
+        Raises:
+            ModelError: their number, an element type or an axis differs, or the batch axis is fixed.
+        """
+        for kind, found, expected in (("input", self.session.get_inputs(), inputs),
+                                      ("output", self.session.get_outputs(), outputs)):
+            if len(found) != len(expected):
+                raise ModelError(f"{self.path} has {len(found)} {kind}s, expected {len(expected)}. "
+                                 "Export the model again with onebest export.")
+            for port, (element, shape) in zip(found, expected, strict=True):
+                if port.type != f"tensor({element})" or not _fits(port.shape, shape):
+                    raise ModelError(
+                        f"{self.path}: {kind} {port.name!r} is {port.type} {port.shape}, expected "
+                        f"tensor({element}) {['any' if axis is None else axis for axis in shape]}. Export it "
+                        "again, or choose the chunk length and left context it was made for."
+                    )
+
+
+def _fits(found: Sequence[int | str | None], expected: Sequence[int | None]) -> bool:
+    return len(found) == len(expected) and all(
+        not isinstance(axis, int) or axis == wanted for axis, wanted in zip(found, expected, strict=True)
+    )

@@ -1,0 +1,96 @@
+"""The vocabulary of a model: ``tokens.txt`` -> symbols by id, and ids -> text.
+
+Axis legend: V vocabulary (symbols, the blank among them).
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from onebest.errors import ModelError
+
+BLANK = 0
+UNKNOWN_SYMBOL = "<unk>"
+WORD_START = "\u2581"
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The symbols of a model by id.
+
+    Attributes:
+        symbols: V symbols as ``tokens.txt`` spells them; ``symbols[0]`` is the blank.
+    """
+
+    symbols: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def speaks(self) -> npt.NDArray[np.bool_]:
+        """Whether each id [V] emits a token: all do but the blank and ``<unk>``."""
+        speaks = np.array([symbol != UNKNOWN_SYMBOL for symbol in self.symbols])
+        speaks[BLANK] = False
+        return speaks
+
+    @cached_property
+    def _spelled(self) -> tuple[bytes, ...]:
+        return tuple(_spell(symbol) for symbol in self.symbols)
+
+    def spell(self, token: int) -> str:
+        """Return what one token adds to the text: its symbol, a word's start written as a space."""
+        return self.symbols[token].replace(WORD_START, " ")
+
+    def decode(self, tokens: Iterable[int], final: bool = True) -> str:
+        """Return the text of token ids, without blanks around it.
+
+        A character whose bytes are several tokens (``<0xNN>``) appears once it is complete; with ``final``
+        an incomplete one at the end becomes U+FFFD. So the text of a prefix is a prefix of the text.
+        """
+        spelled = b"".join(self._spelled[token] for token in tokens)
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(spelled, final).strip()
+
+
+def _spell(symbol: str) -> bytes:
+    byte = _BYTE.fullmatch(symbol)
+    return bytes([int(byte[1], 16)]) if byte else symbol.replace(WORD_START, " ").encode()
+
+
+def parse_vocabulary(content: bytes, where: str) -> Vocabulary:
+    """Read the content of a ``tokens.txt``: a symbol and its id a line; an id alone stands for a space.
+
+    Raises:
+        ModelError: it is not UTF-8, a line has no id, or the ids are not 0, 1, 2, ... each once.
+    """
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where} is not UTF-8 text ({error}). Take this model's tokens.txt.") from error
+    symbols: dict[int, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip(" \t\r"):
+            continue
+        symbol, token = _parse_line(line, f"{where}, line {number}")
+        if token in symbols:
+            raise ModelError(f"{where}, line {number}: id {token} comes twice. Take this model's tokens.txt.")
+        symbols[token] = symbol
+    if sorted(symbols) != list(range(len(symbols))) or not symbols:
+        raise ModelError(f"{where}: expected the ids 0, 1, 2, ... without a gap, found {len(symbols)} ids up "
+                         f"to {max(symbols, default='none')}. Take this model's tokens.txt, whole.")
+    return Vocabulary(tuple(symbols[token] for token in range(len(symbols))))
+
+
+def _parse_line(line: str, where: str) -> tuple[str, int]:
+    symbol, _, token = line.strip(" \t\r").replace("\t", " ").rpartition(" ")
+    if not (token.isascii() and token.isdigit()):
+        raise ModelError(f"{where}: expected 'symbol id', found {line!r}. Take this model's tokens.txt.")
+    return symbol.rstrip(" ") or " ", int(token)

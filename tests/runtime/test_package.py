@@ -1,0 +1,52 @@
+"""What the package promises from outside: its names, and that it stays light."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onebest
+
+ROOT = Path(onebest.__file__).parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "onebest").rglob("*.py")
+)
+
+
+def imported_by(statement):
+    code = f"import sys, json; {statement}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_public_names():
+    assert onebest.__all__ == [
+        "AudioError", "ConfigError", "DataError", "ModelError", "OnebestError", "Recognizer", "Result",
+        "Stream", "StreamError", "Token", "__version__",
+    ]
+    assert all(hasattr(onebest, name) for name in onebest.__all__)
+    with pytest.raises(AttributeError, match="Decoder"):
+        _ = onebest.Decoder
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert not imported_by("import onebest") & {"numpy", "onnxruntime", "soundfile", "soxr"}
+
+
+def test_importing_every_module_loads_no_torch():
+    heavy = {"torch", "torchaudio", "lhotse", "kaldialign", "rich", "onebest_training", "onebest_export"}
+    assert not imported_by("import " + ", ".join(MODULES)) & heavy
+
+
+def test_recognising_samples_needs_no_file_reader():
+    assert not imported_by("from onebest import Recognizer") & {"soundfile", "soxr", "torch"}
+
+
+def test_every_error_is_ours_and_a_builtin_one():
+    for name in ("AudioError", "ConfigError", "DataError", "ModelError", "StreamError"):
+        error = getattr(onebest, name)
+        assert issubclass(error, onebest.OnebestError)
+        assert issubclass(error, (ValueError, RuntimeError))

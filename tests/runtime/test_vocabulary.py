@@ -1,0 +1,50 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onebest.errors import ModelError
+from onebest.vocabulary import parse_vocabulary
+
+TOKENS = "<blk> 0\n<sos/eos> 1\n<unk> 2\n▁the 3\n▁ 4\ncat 5\n<0xC3> 6\n<0xA9> 7\n 8\ns\t9\n"
+VOCABULARY = parse_vocabulary(TOKENS.encode(), "tokens.txt")
+
+
+def test_ids_become_text():
+    assert VOCABULARY.decode([3, 4, 5, 9]) == "the cats"
+
+
+def test_a_line_with_an_id_alone_is_a_space():
+    assert VOCABULARY.symbols[8] == " "
+    assert VOCABULARY.decode([5, 8, 5]) == "cat cat"
+
+
+def test_bytes_become_a_character_once_complete():
+    assert VOCABULARY.decode([5, 6], final=False) == "cat"
+    assert VOCABULARY.decode([5, 6, 7], final=False) == "caté"
+    assert VOCABULARY.decode([5, 6]) == "cat\ufffd"
+
+
+def test_blank_and_unknown_do_not_speak():
+    assert VOCABULARY.speaks.tolist() == [False, True, False, *[True] * 7]
+
+
+@given(st.lists(st.integers(3, 9)), st.lists(st.integers(3, 9)))
+def test_the_text_of_a_prefix_is_a_prefix(first, more):
+    assert VOCABULARY.decode(first + more).startswith(VOCABULARY.decode(first, final=False))
+
+
+def test_order_and_line_ends_do_not_matter():
+    assert parse_vocabulary(b"b 1\r\n\r\n<blk> 0\r\n", "tokens.txt").symbols == ("<blk>", "b")
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b"", "without a gap"),
+    (b"<blk> 0\nb 2\n", "without a gap"),
+    (b"<blk> 0\nb 0\n", "line 2: id 0 comes twice"),
+    (b"<blk> 0\nb\n", "line 2: expected 'symbol id', found 'b'"),
+    (b"<blk> 0\nb -1\n", "line 2: expected 'symbol id'"),
+    (b"<blk> 0\n\xff 1\n", "not UTF-8"),
+])
+def test_a_wrong_file_is_refused(content, says):
+    with pytest.raises(ModelError, match=says):
+        parse_vocabulary(content, "tokens.txt")
