@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,20 +64,34 @@ def read_timed_blocks(path: str | Path) -> Iterator[Block]:
                          "Expected a WAV, FLAC, OGG, Opus or MP3 file.") from error
 
 
+class _ForwardFile(soundfile.SoundFile):
+    """A file that is only read onwards.
+
+    soundfile seeks after every read of a file that it may seek in. In an MP3 file that loses the bits which a
+    frame borrows from the frame before, and with them a little of the sound at every block.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(path: str | Path) -> soundfile.SoundFile:
     if str(path) == STANDARD_INPUT:
-        return soundfile.SoundFile(io.BytesIO(sys.stdin.buffer.read()))
+        return _ForwardFile(io.BytesIO(sys.stdin.buffer.read()))
     if not Path(path).is_file():
         problem = "is a folder" if Path(path).is_dir() else "no such file"
         raise AudioError(f"{path}: {problem}. Name an audio file.")
-    return soundfile.SoundFile(str(path))
+    # As bytes a name need not be text; only Windows wants it so.
+    name = os.fsencode(path) if os.name == "posix" else str(path)
+    return _ForwardFile(name)  # type: ignore[arg-type]
 
 
 def _resampled(file: soundfile.SoundFile, name: str) -> Iterator[Block]:
     rate, read = file.samplerate, 0
     duration = file.frames / rate if 0 < file.frames < 2**62 else 0.0
-    resampler = Resampler(rate)
-    for block in file.blocks(round(rate * _BLOCK_SECONDS), dtype="float32", always_2d=True):
+    resampler = _make_resampler(rate, name)
+    size = round(rate * _BLOCK_SECONDS)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
         try:
             mono = check_samples(block.mean(axis=1))
         except AudioError as error:
@@ -86,6 +101,13 @@ def _resampled(file: soundfile.SoundFile, name: str) -> Iterator[Block]:
     if not read:
         raise AudioError(f"{name}: holds no audio (0 samples). Check how it was recorded or copied.")
     yield Block(resampler.finish(), read / rate, duration)
+
+
+def _make_resampler(rate: int, name: str) -> Resampler:
+    try:
+        return Resampler(rate)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from error
 
 
 def _name(path: str | Path) -> str:

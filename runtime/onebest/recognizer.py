@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onebest.bundle import ENCODER_FRAME_MS, SUBSAMPLING, Bundle, EncoderState, load_bundle
-from onebest.errors import StreamError
+from onebest.errors import ModelError, StreamError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, NUM_BINS, SAMPLE_RATE, FrontEnd
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
@@ -88,6 +88,8 @@ class Recognizer:
 
     def __init__(self, model: str | Path | Bundle | None = None, *, chunk_ms: int | None = None,
                  left_context: int | None = None, threads: int = 1):
+        if model is None and not DEFAULT_MODEL.is_dir():
+            raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
         bundle = model if isinstance(model, Bundle) else load_bundle(model or DEFAULT_MODEL, threads)
         self.bundle = bundle.at_latency(chunk_ms, left_context)
         first_search = start_state(self.bundle, self.bundle.sizes.context_size)

@@ -1,0 +1,1 @@
+"""The subcommands of ``onebest`` that the runtime brings: ``transcribe`` and ``evaluate``."""

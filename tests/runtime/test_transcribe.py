@@ -1,0 +1,154 @@
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_model import make_audio
+
+from onebest.cli import main
+from onebest.recognizer import DEFAULT_MODEL
+from onebest.terminal import LiveLine, draw_bar
+
+AUDIO = make_audio(1.5)
+
+
+@pytest.fixture
+def transcribe(tiny_folder, capsys):
+    """Run the command; return its exit status, the lines it printed and the lines of its errors."""
+
+    def run(*arguments):
+        status = main(["transcribe", "--model", str(tiny_folder), *map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    soundfile.write(tmp_path / "a.wav", AUDIO, 16000, subtype="FLOAT")
+    return tmp_path / "a.wav"
+
+
+def test_one_file_is_one_line(transcribe, recognizer, file):
+    assert transcribe(file) == (0, [recognizer.transcribe(AUDIO).text], [])
+    assert recognizer.transcribe(file).text == recognizer.transcribe(AUDIO).text
+
+
+def test_several_files_carry_their_names(transcribe, recognizer, file):
+    text = recognizer.transcribe(AUDIO).text
+    assert transcribe(file, file) == (0, [f"{file}: {text}"] * 2, [])
+
+
+def test_json(transcribe, recognizer, file):
+    status, lines, errors = transcribe(file, "--json")
+    result = recognizer.transcribe(AUDIO)
+    assert (status, errors) == (0, [])
+    assert [json.loads(line) for line in lines] == [{
+        "file": str(file), "duration": 1.5, "text": result.text,
+        "tokens": [{"token": token.token, "start": token.start} for token in result.tokens],
+    }]
+
+
+def test_standard_input(transcribe, recognizer, file, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(file.read_bytes())))
+    status, lines, _ = transcribe("--json", "-")
+    assert (status, json.loads(lines[0])["file"]) == (0, "-")
+    assert json.loads(lines[0])["text"] == recognizer.transcribe(AUDIO).text
+
+
+def test_a_bad_file_among_others(transcribe, recognizer, file, tmp_path):
+    (tmp_path / "bad.mp3").write_bytes(b"")
+    status, lines, errors = transcribe(file, tmp_path / "bad.mp3", tmp_path / "none.wav", file)
+    assert status == 1
+    assert lines == [f"{file}: {recognizer.transcribe(AUDIO).text}"] * 2
+    named = [error.split(":")[1].strip() for error in errors]
+    assert named == [str(tmp_path / "bad.mp3"), str(tmp_path / "none.wav")]
+
+
+@pytest.mark.parametrize(("name", "audio", "status"), [
+    ("silent", np.zeros(8000), 0), ("one", np.zeros(1), 0), ("nothing", np.zeros(0), 1),
+    ("nan", np.full(9, np.nan), 1),
+])
+def test_odd_files(transcribe, tmp_path, name, audio, status):
+    soundfile.write(tmp_path / f"{name}.wav", audio.astype(np.float32), 16000, subtype="FLOAT")
+    found, lines, errors = transcribe(tmp_path / f"{name}.wav")
+    assert (found, len(lines), len(errors)) == (status, 1 - status, status)
+
+
+def test_latency_and_threads(transcribe, file, recognizer):
+    status, lines, _ = transcribe(file, "--chunk-ms", "640", "--threads", "2")
+    assert status == 0
+    assert lines != [recognizer.transcribe(AUDIO).text]
+    assert transcribe(file, "--chunk-ms", "7") == (1, [], [
+        "onebest transcribe: A chunk of 7 ms was asked for. Choose a multiple of 40 ms."])
+
+
+def test_a_missing_model(capsys, file, tmp_path):
+    assert main(["transcribe", "--model", str(tmp_path / "none"), str(file)]) == 1
+    assert "none: no such folder" in capsys.readouterr().err
+
+
+def test_no_model_in_the_installation(capsys, file, monkeypatch):
+    monkeypatch.setattr("onebest.recognizer.DEFAULT_MODEL", DEFAULT_MODEL / "none")
+    assert main(["transcribe", str(file)]) == 1
+    assert "this installation ships no model" in capsys.readouterr().err
+
+
+def run_on_terminal(*arguments):
+    """Run the command with a terminal as its output; return all that the terminal received."""
+    ours, theirs = pty.openpty()
+    code = "import sys; from onebest.cli import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=theirs,
+                          env={**os.environ, "COLUMNS": "60"}) as process:
+        os.close(theirs)
+        received = b""
+        while True:
+            try:
+                received += (piece := os.read(ours, 4096))
+            except OSError:  # Linux's way to say that the other end is closed
+                break
+            if not piece:
+                break
+    os.close(ours)
+    assert process.returncode == 0
+    return received.decode()
+
+
+def test_a_terminal_shows_words_as_they_come(tiny_folder, file, recognizer):
+    received = run_on_terminal("transcribe", "--model", tiny_folder, file)
+    *partials, last = received.split("\r\x1b[K")
+    text = recognizer.transcribe(AUDIO).text
+    assert last == f"{text}\r\n"
+    assert len(partials) > 2
+    assert all(len(partial) < 60 and partial.removeprefix("...") in text for partial in partials)
+    assert not any("%" in partial for partial in partials)
+
+
+def test_a_long_file_has_a_bar(tiny_folder, tmp_path):
+    soundfile.write(tmp_path / "long.wav", make_audio(31.0), 16000)
+    received = run_on_terminal("transcribe", "--model", tiny_folder, tmp_path / "long.wav")
+    assert "[##########..........]  50%" in received
+    assert "[####################] 100%" in received
+    assert "%" not in received.split("\r\x1b[K")[-1]
+
+
+@pytest.mark.parametrize(("done", "bar"), [
+    (-1, "[....................]   0%"), (0.5, "[##########..........]  50%"),
+    (7, "[####################] 100%"),
+])
+def test_a_bar_stays_within_its_bounds(done, bar):
+    assert draw_bar(done) == bar
+
+
+def test_a_pipe_gets_no_live_line():
+    output = io.StringIO()
+    with LiveLine(output) as line:
+        line.show("words", 0.5)
+    assert output.getvalue() == ""
