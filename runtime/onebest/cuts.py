@@ -1,0 +1,122 @@
+"""lhotse cut manifests: read, and turned into samples; a recording that many cuts share is decoded once.
+
+lhotse is imported where it is used, so the runtime does without it.
+
+Axis legend: S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onebest.errors import DataError
+from onebest.frontend import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from lhotse.cut.set import CutSet
+
+#: lhotse's ``Cut``, whose declared type lacks most of what every cut has.
+Cut: TypeAlias = Any
+FloatArray = npt.NDArray[np.float32]
+
+
+def read_cuts(path: Path) -> CutSet:
+    """Read a lhotse cut manifest, or a folder laid out like LibriSpeech.
+
+    Relative audio paths in a manifest count from the manifest's folder.
+
+    Raises:
+        DataError: there is no such manifest, it is damaged, or the folder holds no ``*.trans.txt``.
+    """
+    from lhotse.cut.set import CutSet
+
+    if path.is_dir():
+        return CutSet.from_cuts(_read_librispeech(path))
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Expected a lhotse cut manifest (*.jsonl.gz) or a folder.")
+    try:
+        return CutSet.from_cuts(_with_absolute_path(cut, path.parent) for cut in CutSet.from_file(path))
+    except Exception as error:  # whatever lhotse, gzip or json make of a damaged file
+        raise DataError(f"{path}: is no lhotse cut manifest ({error}). Make it again.") from error
+
+
+def sort_cuts(cuts: Iterable[Cut]) -> list[Cut]:
+    """Return cuts by recording and start, as ``load_cuts`` wants them."""
+    return sorted(cuts, key=lambda cut: (cut.recording.id, cut.start))
+
+
+def load_cuts(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, FloatArray]]:
+    """Give each cut with its samples [S] at 16 kHz; neighbours that share a recording share its decoding.
+
+    Raises:
+        DataError: a recording is missing, damaged or shorter than its cuts say; the message names it.
+    """
+    for _, members in groupby(cuts, key=lambda cut: cut.recording.id):
+        whole, rate = None, 0
+        for cut in members:
+            if whole is None:
+                whole, rate = _load_recording(cut), cut.recording.sampling_rate
+            yield cut, _slice(whole, rate, cut)
+
+
+def _load_recording(cut: Cut) -> FloatArray:
+    try:
+        samples: FloatArray = cut.recording.load_audio()[0]
+    except Exception as error:
+        source = cut.recording.sources[0].source
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{source}: cannot be read ({reason}). Repair it or remove its cuts.") from error
+    return samples
+
+
+def _slice(whole: FloatArray, rate: int, cut: Cut) -> FloatArray:
+    first, count = round(cut.start * rate), round(cut.duration * rate)
+    samples = whole[first : first + count]
+    if abs(len(samples) - count) > rate // 100:
+        raise DataError(f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
+                        f"{len(whole) / rate:.2f} s. Correct the manifest.")
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        samples = soxr.resample(samples, rate, SAMPLE_RATE)
+    return np.ascontiguousarray(samples, np.float32)
+
+
+def _with_absolute_path(cut: Cut, folder: Path) -> Cut:
+    sources = cut.recording.sources if cut.has_recording else []
+    if any(source.type == "file" and not Path(source.source).is_absolute() for source in sources):
+        return cut.with_recording_path_prefix(folder)
+    return cut
+
+
+def _read_librispeech(folder: Path) -> list[Cut]:
+    cuts: list[Cut] = []
+    for transcript in sorted(folder.rglob("*.trans.txt")):
+        for line in transcript.read_text("utf-8").splitlines():
+            name, _, text = line.partition(" ")
+            cuts.append(_utterance(transcript, name, text))
+    if not cuts:
+        raise DataError(f"{folder}: no *.trans.txt there. Expected the layout of LibriSpeech.")
+    return cuts
+
+
+def _utterance(transcript: Path, name: str, text: str) -> Cut:
+    from lhotse.audio.recording import Recording
+    from lhotse.supervision import SupervisionSegment
+
+    files = (transcript.parent / f"{name}.{suffix}" for suffix in ("flac", "wav", "ogg", "mp3"))
+    audio = next((file for file in files if file.is_file()), None)
+    if audio is None:
+        raise DataError(f"{transcript}: {name} has no flac, wav, ogg or mp3 file beside it. Add one.")
+    recording: Any = Recording.from_file(audio, recording_id=name)
+    cut = recording.to_cut()
+    speaker = name.split("-")[0]
+    cut.id = name
+    cut.supervisions = [SupervisionSegment(name, name, 0.0, cut.duration, text=text, speaker=speaker)]
+    return cut

@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import soundfile
+from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from tiny_model import make_audio
+
+from onebest.cli import main
+from onebest.commands.evaluate import Decoded, format_table, score_corpora
+from onebest.cuts import load_cuts, read_cuts, sort_cuts
+from onebest.errors import DataError
+
+SECONDS = 4.0
+
+
+def make_recording(folder, name, seed):
+    """Write audio and return a lhotse recording whose path is relative to the folder."""
+    soundfile.write(folder / f"{name}.flac", make_audio(SECONDS, seed), 16000)
+    return Recording(name, [AudioSource("file", [0], f"{name}.flac")], 16000, int(SECONDS * 16000), SECONDS)
+
+
+@pytest.fixture
+def manifest(tmp_path, recognizer):
+    """Two cuts each of two recordings, in mixed order; the texts are what the tiny model says, and more."""
+    cuts = []
+    for place in (1, 0):
+        for recording in (make_recording(tmp_path, name, seed) for seed, name in enumerate(("one", "two"))):
+            cut = recording.to_cut().truncate(offset=2.0 * place, duration=1.5)
+            cut.id = f"{recording.id}-{place}"
+            cut.custom = {"corpus": f"corpus_{recording.id}"}
+            cuts.append(cut)
+    for cut in cuts:
+        samples = soundfile.read(tmp_path / f"{cut.recording_id}.flac", dtype="float32")[0]
+        first = round(cut.start * 16000)
+        text = recognizer.transcribe(samples[first : first + 24000]).text
+        extra = " unheard words" if cut.recording_id == "two" else ""
+        cut.supervisions = [SupervisionSegment(cut.id, cut.recording_id, 0, 1.5, text=text.upper() + extra)]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    return tmp_path / "cuts.jsonl.gz"
+
+
+@pytest.fixture
+def evaluate(tiny_folder, manifest, capsys, tmp_path):
+    """Run the command; return the table's lines and the JSON it wrote."""
+
+    def run(*arguments):
+        out = tmp_path / "out.json"
+        words = ["evaluate", str(manifest), "--model", str(tiny_folder), "--json", str(out), *arguments]
+        assert main(words) == 0
+        return capsys.readouterr().out.splitlines(), json.loads(out.read_text())
+
+    return run
+
+
+def test_scores_by_corpus(evaluate):
+    lines, content = evaluate()
+    scores = content["scores"]
+    assert list(scores) == ["corpus_one", "corpus_two", "overall"]
+    assert scores["corpus_one"]["wer"] == 0
+    assert (scores["corpus_two"]["deletions"], scores["corpus_two"]["insertions"]) == (4, 0)
+    assert scores["overall"]["wer"] == pytest.approx(100 * 4 / scores["overall"]["words"])
+    assert scores["overall"]["cuts"] == len(content["cuts"]) == 4
+    assert [cut["id"] for cut in content["cuts"]] == ["one-0", "one-1", "two-0", "two-1"]
+    assert [line.split()[0] for line in lines] == ["corpus", *scores]
+
+
+def test_processes_find_the_same(evaluate):
+    def without_time(content):
+        return [{key: value for key, value in cut.items() if key != "seconds"} for cut in content["cuts"]]
+
+    assert without_time(evaluate("--jobs", "2")[1]) == without_time(evaluate()[1])
+
+
+def test_limit_and_latency(evaluate):
+    _, content = evaluate("--limit", "1", "--chunk-ms", "640")
+    assert [cut["id"] for cut in content["cuts"]] == ["one-1"]
+    assert content["chunk_ms"] == 640
+    assert content["scores"]["overall"]["wer"] > 0
+
+
+def test_a_recording_is_decoded_once(manifest, monkeypatch):
+    loaded = []
+    load_audio = Recording.load_audio
+    monkeypatch.setattr(Recording, "load_audio", lambda self: loaded.append(self.id) or load_audio(self))
+    samples = {cut.id: found for cut, found in load_cuts(sort_cuts(read_cuts(manifest)))}
+    assert loaded == ["one", "two"]
+    assert {len(found) for found in samples.values()} == {24000}
+
+
+def test_another_rate_is_resampled(tmp_path):
+    soundfile.write(tmp_path / "a.wav", make_audio(1.0, rate=44100), 44100)
+    cut = Recording.from_file(tmp_path / "a.wav").to_cut()
+    assert [len(samples) for _, samples in load_cuts([cut])] == [16000]
+
+
+def test_a_folder_like_librispeech(tmp_path):
+    folder = tmp_path / "19" / "198"
+    folder.mkdir(parents=True)
+    soundfile.write(folder / "19-198-0000.flac", make_audio(1.0), 16000)
+    (folder / "19-198.trans.txt").write_text("19-198-0000 HELLO WORLD\n")
+    (cut,) = read_cuts(tmp_path)
+    (segment,) = cut.supervisions
+    assert (cut.id, segment.text, segment.speaker) == ("19-198-0000", "HELLO WORLD", "19")
+    (folder / "19-198.trans.txt").write_text("19-198-0001 HELLO\n")
+    with pytest.raises(DataError, match="19-198-0001 has no flac"):
+        read_cuts(tmp_path)
+
+
+def refuse(capsys, tiny_folder, manifest, says):
+    assert main(["evaluate", str(manifest), "--model", str(tiny_folder)]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_manifests_that_cannot_be_used(capsys, tiny_folder, tmp_path, manifest):
+    refuse(capsys, tiny_folder, tmp_path / "none.jsonl.gz", "none.jsonl.gz: no such file")
+    (tmp_path / "bad.jsonl").write_text("{")
+    refuse(capsys, tiny_folder, tmp_path / "bad.jsonl", "bad.jsonl: is no lhotse cut manifest")
+    (tmp_path / "empty.jsonl").write_text("")
+    refuse(capsys, tiny_folder, tmp_path / "empty.jsonl", "empty.jsonl: is no lhotse cut manifest")
+    (tmp_path / "folder").mkdir()
+    refuse(capsys, tiny_folder, tmp_path / "folder", "no *.trans.txt there")
+    soundfile.write(tmp_path / "two.flac", make_audio(2.0), 16000)
+    refuse(capsys, tiny_folder, manifest, "two.flac: cannot be read")
+    (tmp_path / "one.flac").unlink()
+    refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read")
+
+
+def test_a_cut_longer_than_its_recording(tmp_path):
+    soundfile.write(tmp_path / "a.wav", make_audio(1.0), 16000)
+    cut = Recording.from_file(tmp_path / "a.wav").to_cut()
+    cut.duration = 2.0
+    with pytest.raises(DataError, match=r"ends at 2\.00 s, its recording a at 1\.00 s"):
+        list(load_cuts([cut]))
+
+
+def test_each_kind_of_error_counts():
+    decoded = [Decoded("a", "x", "one two three four", "one too three four five", 2.0, 0.1),
+               Decoded("b", "y", "one two", "two", 1.0, 0.2)]
+    scores = score_corpora(decoded)
+    assert (scores["x"].substitutions, scores["x"].insertions, scores["x"].wer) == (1, 1, 50.0)
+    assert (scores["y"].deletions, scores["y"].wer) == (1, 50.0)
+    assert scores["overall"].wer == 50.0
+    assert scores["overall"].real_time_factor == pytest.approx(0.1)
+    assert len({len(line) for line in format_table(scores).splitlines()}) == 1
