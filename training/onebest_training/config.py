@@ -37,7 +37,7 @@ class EncoderConfig:
     Attributes:
         width: channels of the residual stream.
         heads: attention heads; they share the width.
-        position_period: after how many 20 ms steps the sinusoidal positions repeat, without a jump.
+        position_period: after how many 20 ms steps the sinusoidal positions start again.
         blocks: runs of blocks from the bottom up.
         dropout: probability of dropping a channel of what a block adds, in training.
         layer_drop: probability of leaving out what a part of a block adds, in training.
@@ -45,7 +45,7 @@ class EncoderConfig:
 
     width: int = 384
     heads: int = 6
-    position_period: int = 1500
+    position_period: int = 1000
     blocks: tuple[BlockConfig, ...] = (BlockConfig(4, 1536), BlockConfig(2, 768, 9))
     dropout: float = 0.0
     layer_drop: float = 0.0

@@ -173,16 +173,16 @@ class Block(nn.Module):
         return functional.dropout(y, self.dropout) if self.dropout else y
 
 
-def periodic_sinusoids(width: int, period: int) -> Tensor:
-    """Return position vectors [period/2, D] for frames of 40 ms that repeat without a jump.
+def sinusoids(width: int, period: int) -> Tensor:
+    """Return Whisper's position vectors for frames of 40 ms, [period/2, D]; streams start again after the last.
 
-    Whisper's sinusoids, sin and cos of t / 10000^(k/(D/2-1)) with t in steps of 20 ms, each frequency rounded to a
-    multiple of 2 pi / period; frames of 40 ms take the mean of two. The slowest become constant.
+    sin and cos of t / 10000^(k/(D/2-1)) with t in steps of 20 ms; a frame of 40 ms takes the mean of two steps. Positions
+    that run on for hours would leave what the weights know; sinusoids made periodic do worse than starting again, which
+    training sees because utterances begin anywhere in the period.
     """
     half = width // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / (half - 1))
-    step = 2 * torch.pi / period
-    angle = torch.arange(period, dtype=torch.float64)[:, None] * (frequency / step).round() * step
+    angle = torch.arange(period, dtype=torch.float64)[:, None] * frequency
     table = torch.cat((angle.sin(), angle.cos()), 1)
     return table.unflatten(0, (-1, 2)).mean(1).float()
 
@@ -200,7 +200,7 @@ class Encoder(nn.Module):
             Block(config, run) for run in config.blocks for _ in range(run.count)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.register_buffer("positions", periodic_sinusoids(config.width, config.position_period), persistent=False)
+        self.register_buffer("positions", sinusoids(config.width, config.position_period), persistent=False)
 
     @property
     def convolution_frames(self) -> int:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onebest_training.band import band_nodes, band_starts, banded_transducer_loss, ctc_viterbi
 from onebest_training.batches import Batch
 from onebest_training.config import StageConfig
+from onebest_training.lattice import transducer_loss
 from onebest_training.transducer import BLANK, Transducer
 
 
@@ -48,3 +50,29 @@ def ctc_loss(log_probs: Tensor, batch: Batch) -> Tensor:
     total = functional.ctc_loss(log_probs.transpose(0, 1), batch.labels, batch.frame_lengths, batch.label_lengths,
                                 BLANK, reduction="sum", zero_infinity=True)
     return total / batch.label_lengths.sum()
+
+
+def transducer_term(model: Transducer, encoded: Tensor, log_probs: Tensor, batch: Batch, stage: StageConfig) -> Tensor:
+    """Return the transducer loss a label, on the whole lattice or on a band around the CTC head's best path.
+
+    Args:
+        model: supplies projection, predictor and joiner.
+        encoded: [B, T, D].
+        log_probs: the CTC head's, without gradient, [B, T, V].
+        batch: references and lengths.
+        stage: its loss names the band's width, FastEmit's scale and the delay penalty.
+    """
+    weights = stage.loss
+    options = {"fastemit": weights.fastemit, "delay_penalty": weights.delay_penalty}
+    projected = model.projection(encoded)[:, :, None]
+    predicted = model.predictor(model.predictor.contexts(batch.labels))
+    lengths = (batch.frame_lengths, batch.label_lengths)
+    if not weights.band:
+        logits = model.joiner(projected, predicted[:, None])
+        return transducer_loss(logits, batch.labels, *lengths, **options).sum() / batch.label_lengths.sum()
+    path = ctc_viterbi(log_probs, batch.labels, *lengths)
+    starts = band_starts(path, *lengths, weights.band, num_frames=encoded.shape[1])
+    nodes = band_nodes(starts, weights.band, batch.label_lengths)
+    around = predicted[torch.arange(len(nodes), device=nodes.device)[:, None, None], nodes]
+    losses = banded_transducer_loss(model.joiner(projected, around), batch.labels, starts, *lengths, **options)
+    return losses.sum() / batch.label_lengths.sum()
