@@ -15,7 +15,8 @@ from onebest.errors import ModelError
 
 #: Element type and shape of one input or output; None is an axis that must be free.
 Port = tuple[str, tuple[int | None, ...]]
-_ONLY_ERRORS = 3
+#: onnxruntime's errors come as exceptions; its log would repeat them on standard error.
+_ONLY_FATAL = 4
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,26 @@ class Graph:
         options = SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _ONLY_ERRORS
+        options.log_severity_level = _ONLY_FATAL
         try:
             session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class of their own
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"{path} cannot be loaded ({reason}). Get the model again.") from error
+            raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). Get it again.") from error
         names = tuple(port.name for port in session.get_inputs())
         return cls(path, session, names, session.get_modelmeta().custom_metadata_map)
 
     def run(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
-        """Return all outputs in their order."""
-        outputs: Any = self.session.run(None, dict(zip(self.input_names, inputs, strict=True)))
+        """Return all outputs in their order.
+
+        Raises:
+            ModelError: the graph fails, so its parts do not fit each other.
+        """
+        try:
+            outputs: Any = self.session.run(None, dict(zip(self.input_names, inputs, strict=True)))
+        except Exception as error:  # as above
+            shapes = [array.shape for array in inputs]
+            raise ModelError(f"{self.path} fails on inputs {shapes} ({_first_line(error)}). "
+                             "Export the model again.") from error
         return list(outputs)
 
     def metadata(self, key: str, default: str | None = None) -> str:
@@ -93,6 +102,10 @@ class Graph:
                         f"tensor({element}) {['any' if axis is None else axis for axis in shape]}. Export it "
                         "again, or choose the chunk length and left context it was made for."
                     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].strip()
 
 
 def _fits(found: Sequence[int | str | None], expected: Sequence[int | None]) -> bool:

@@ -158,6 +158,16 @@ def test_a_fixed_batch_axis(tiny_copy):
     refuse(tiny_copy, r"'encoder_out' is tensor\(float\) \[1, 16\], expected tensor\(float\) \['any', 16\]")
 
 
+def test_a_graph_that_fails_when_run(tiny_copy, capfd):
+    model = make_decoder()
+    (table,) = (weight for weight in model.graph.initializer if weight.dims[:1] == [len(SYMBOLS)])
+    table.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(table)[:1], table.name))
+    replace_model(tiny_copy, "decoder", model)
+    with pytest.raises(ModelError, match=r"decoder\.onnx fails on inputs \[\(1, 2\)\]"):
+        Recognizer(tiny_copy).transcribe(make_audio())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_parts_exchanged(tiny_copy):
     replace_model(tiny_copy, "joiner", make_decoder(joiner_dim=16))
     refuse(tiny_copy, "has 1 inputs, expected 2")
