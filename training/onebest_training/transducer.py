@@ -32,10 +32,10 @@ class Predictor(nn.Module):
         """Turn contexts [..., context_size] (a negative label is no label) into [..., J]."""
         known = (context >= 0).unsqueeze(-1)
         embedded = self.embedding(context.clamp(min=0)) * known
-        flat = embedded.flatten(0, -3).transpose(1, 2)
+        flat = embedded.reshape(-1, *embedded.shape[-2:]).transpose(1, 2)
         convolved = functional.relu(self.convolution(flat)).squeeze(2)
         projected: Tensor = self.projection(convolved)
-        return projected.unflatten(0, context.shape[:-1])
+        return projected.reshape(*context.shape[:-1], -1)
 
     def contexts(self, labels: Tensor) -> Tensor:
         """Return the context of each of the U+1 positions of labels [B, U], [B, U+1, context_size].
