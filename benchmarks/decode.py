@@ -181,15 +181,22 @@ def compare_decoding(model: dict, folder: str, threads: int, repeats: int) -> tu
 
 def compare_cold_starts(model: dict, folder: str, repeats: int) -> tuple[Pair, dict]:
     """Return the seconds of whole processes on the short clip, and their peak memory in MB, medians."""
-    ours = [str(Path(sys.executable).with_name("onebest")), "transcribe", "--model", model["folder"],
-            f"{folder}/cold.wav"]
+    ours = [
+        str(Path(sys.executable).with_name("onebest")),
+        "transcribe",
+        "--model",
+        model["folder"],
+        f"{folder}/cold.wav",
+    ]
     once = SHERPA + "print(decode())"
     theirs = [sys.executable, "-c", once, *model["files"], f"{folder}/cold-padded.wav", "1", "once"]
     runs = [(run_process(ours), run_process(theirs)) for _ in range(repeats + 1)]
     del runs[0]  # it read the disk
     pair = Pair([ours[0] for ours, _ in runs], [theirs[0] for _, theirs in runs])
-    return pair, {"onebest": statistics.median(ours[1] for ours, _ in runs),
-                  "sherpa_onnx": statistics.median(theirs[1] for _, theirs in runs)}
+    return pair, {
+        "onebest": statistics.median(ours[1] for ours, _ in runs),
+        "sherpa_onnx": statistics.median(theirs[1] for _, theirs in runs),
+    }
 
 
 def run_process(command: list[str]) -> tuple[float, float]:
@@ -206,50 +213,72 @@ def run_process(command: list[str]) -> tuple[float, float]:
 
 def summarise(pair: Pair, seconds: float = 1.0) -> dict:
     """Return the medians, each side's seconds for a second of audio, and the spread of the ratio."""
-    return {"onebest": statistics.median(pair.ours) / seconds,
-            "sherpa_onnx": statistics.median(pair.theirs) / seconds,
-            "speedup": statistics.median(pair.ratios),
-            "lowest": min(pair.ratios), "highest": max(pair.ratios)}
+    return {
+        "onebest": statistics.median(pair.ours) / seconds,
+        "sherpa_onnx": statistics.median(pair.theirs) / seconds,
+        "speedup": statistics.median(pair.ratios),
+        "lowest": min(pair.ratios),
+        "highest": max(pair.ratios),
+    }
 
 
-def report(model: dict, rows: list[dict], cold_pair: Pair, memory: dict,
-           arguments: argparse.Namespace) -> None:
+def report(
+    model: dict, rows: list[dict], cold_pair: Pair, memory: dict, arguments: argparse.Namespace
+) -> None:
     """Print the table, then everything as one line of JSON."""
     cold = summarise(cold_pair)
-    print(f"{model['name']}, {model['chunk_ms']} ms chunks, {Path(arguments.audio).name or 'noise'}, "
-          f"{arguments.repeats} paired runs")
+    print(
+        f"{model['name']}, {model['chunk_ms']} ms chunks, {Path(arguments.audio).name or 'noise'}, "
+        f"{arguments.repeats} paired runs"
+    )
     print(f"{'':24}{'onebest':>10}{'sherpa-onnx':>13}{'speed-up':>10}   lowest..highest")
     for row in rows:
         print_row(f"real-time factor, {row['threads']} thr.", row)
     print_row("cold start, s", cold)
     print(f"{'peak memory, MB':24}{memory['onebest']:10.1f}{memory['sherpa_onnx']:13.1f}")
-    print(json.dumps({
-        "benchmark": "decode",
-        "real_time_factor": rows[0]["onebest"],
-        "speedup_vs_sherpa_onnx": rows[0]["speedup"],
-        "cold_start_vs_sherpa_onnx": 1 / cold["speedup"],
-        "peak_memory_mb": memory["onebest"],
-        "rows": rows, "cold_start": cold, "peak_memory": memory,
-        "same_tokens": all(row["same_tokens"] for row in rows),
-        "model": {key: model[key] for key in ("name", "sha256", "chunk_ms")},
-        "audio": Path(arguments.audio).name or "noise", "clip_seconds": CLIP_SECONDS,
-        "repeats": arguments.repeats,
-        "machine": describe_machine(),
-        "versions": {name: version(name) for name in ("onebest", "onnxruntime", "sherpa-onnx", "numpy")},
-    }))
+    print(
+        json.dumps(
+            {
+                "benchmark": "decode",
+                "real_time_factor": rows[0]["onebest"],
+                "speedup_vs_sherpa_onnx": rows[0]["speedup"],
+                "cold_start_vs_sherpa_onnx": 1 / cold["speedup"],
+                "peak_memory_mb": memory["onebest"],
+                "rows": rows,
+                "cold_start": cold,
+                "peak_memory": memory,
+                "same_tokens": all(row["same_tokens"] for row in rows),
+                "model": {key: model[key] for key in ("name", "sha256", "chunk_ms")},
+                "audio": Path(arguments.audio).name or "noise",
+                "clip_seconds": CLIP_SECONDS,
+                "repeats": arguments.repeats,
+                "machine": describe_machine(),
+                "versions": {
+                    name: version(name) for name in ("onebest", "onnxruntime", "sherpa-onnx", "numpy")
+                },
+            }
+        )
+    )
 
 
 def print_row(name: str, row: dict) -> None:
-    print(f"{name:24}{row['onebest']:10.4f}{row['sherpa_onnx']:13.4f}{row['speedup']:10.2f}"
-          f"   {row['lowest']:.2f}..{row['highest']:.2f}")
+    print(
+        f"{name:24}{row['onebest']:10.4f}{row['sherpa_onnx']:13.4f}{row['speedup']:10.2f}"
+        f"   {row['lowest']:.2f}..{row['highest']:.2f}"
+    )
 
 
 def describe_machine() -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
-            "system": platform.platform(), "python": platform.python_version(), "load": os.getloadavg()[0]}
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
 
 
 if __name__ == "__main__":

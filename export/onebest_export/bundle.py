@@ -43,8 +43,14 @@ class ExportOptions:
     notes: dict[str, Any] | None = None
 
 
-def write_bundle(model: Transducer, tokens: TextEncoder, checkpoint: Checkpoint, folder: Path, options: ExportOptions,
-                 features: FloatArray | None = None) -> Difference:
+def write_bundle(
+    model: Transducer,
+    tokens: TextEncoder,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: ExportOptions,
+    features: FloatArray | None = None,
+) -> Difference:
     """Export, verify and write a bundle; return how far the shipped graphs are from torch.
 
     Args:
@@ -78,8 +84,12 @@ def write_bundle(model: Transducer, tokens: TextEncoder, checkpoint: Checkpoint,
         for path in paths:
             shutil.copy(path, complete / path.name)
         write_tokens(tokens, complete / "tokens.txt")
-        card = make_card(checkpoint, options, {p: complete / path.name for p, path in zip(_PARTS, paths, strict=True)}
-                         | {"tokens": complete / "tokens.txt"})
+        card = make_card(
+            checkpoint,
+            options,
+            {p: complete / path.name for p, path in zip(_PARTS, paths, strict=True)}
+            | {"tokens": complete / "tokens.txt"},
+        )
         (complete / "card.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
         complete.rename(folder)
     return difference
@@ -108,15 +118,25 @@ def write_tokens(tokens: TextEncoder, path: Path) -> None:
 def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, Path]) -> dict[str, Any]:
     """Return the card of a bundle with these files."""
     position = checkpoint.position
-    training = {"steps": position.step, "audio_hours": round(position.seconds / 3600, 1),
-                "wall_hours": round(position.wall_seconds / 3600, 2), "config": checkpoint.config}
+    training = {
+        "steps": position.step,
+        "audio_hours": round(position.seconds / 3600, 1),
+        "wall_hours": round(position.wall_seconds / 3600, 2),
+        "config": checkpoint.config,
+    }
     notes = options.notes or {}
     return {
-        "format": FORMAT, "version": VERSION, "name": options.name,
+        "format": FORMAT,
+        "version": VERSION,
+        "name": options.name,
         "files": {part: {"file": path.name, "sha256": hash_file(path)} for part, path in files.items()},
         "front_end": SPEC.to_dict(),
-        "architecture": {**checkpoint.config["model"], "chunk_frames": options.chunk_frames,
-                         "left_frames": options.left_frames, "precision": "int8" if options.int8 else "float32"},
+        "architecture": {
+            **checkpoint.config["model"],
+            "chunk_frames": options.chunk_frames,
+            "left_frames": options.left_frames,
+            "precision": "int8" if options.int8 else "float32",
+        },
         **notes,
         "training": {**training, **notes.get("training", {})},
         "wer": notes.get("wer", {}),

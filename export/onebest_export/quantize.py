@@ -19,5 +19,10 @@ def quantize(source: Path, target: Path) -> None:
     logging.getLogger().setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantize_dynamic(str(source), str(target), op_types_to_quantize=_OPERATORS, per_channel=True,
-                         weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=_OPERATORS,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )

@@ -48,15 +48,27 @@ def synthetic_features(frames: int, streams: int, seed: int = 0) -> FloatArray:
     return np.asarray(smooth + np.linspace(-5, -9, NUM_BINS, dtype=np.float32), np.float32)
 
 
-def compare(model: Transducer, encoder: Path, decoder: Path, joiner: Path, chunk_frames: int, left_frames: int,
-            features: FloatArray) -> Difference:
+def compare(
+    model: Transducer,
+    encoder: Path,
+    decoder: Path,
+    joiner: Path,
+    chunk_frames: int,
+    left_frames: int,
+    features: FloatArray,
+) -> Difference:
     """Run features [N, F, 80] through both, chunk by chunk, and compare the joiner's output for random contexts."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    sessions = [onnxruntime.InferenceSession(str(p), options, ["CPUExecutionProvider"]) for p in (encoder, decoder, joiner)]
+    sessions = [
+        onnxruntime.InferenceSession(str(p), options, ["CPUExecutionProvider"])
+        for p in (encoder, decoder, joiner)
+    ]
     ours = _run_torch(model, features, chunk_frames, left_frames)
     theirs = _run_onnx(sessions, model, features, chunk_frames, left_frames)
-    return Difference(float(np.abs(ours - theirs).max()), float((ours.argmax(-1) == theirs.argmax(-1)).mean()))
+    return Difference(
+        float(np.abs(ours - theirs).max()), float((ours.argmax(-1) == theirs.argmax(-1)).mean())
+    )
 
 
 def check_float(difference: Difference) -> None:
@@ -66,8 +78,10 @@ def check_float(difference: Difference) -> None:
         ModelError: the log-probabilities differ by more than ``TOLERANCE``.
     """
     if not difference.log_prob <= TOLERANCE:
-        raise ModelError(f"the exported graphs differ from torch by {difference.log_prob:.2g} in log-probability "
-                         f"(at most {TOLERANCE:g} is allowed); nothing was written. Please report this with the config.")
+        raise ModelError(
+            f"the exported graphs differ from torch by {difference.log_prob:.2g} in log-probability "
+            f"(at most {TOLERANCE:g} is allowed); nothing was written. Please report this with the config."
+        )
 
 
 def check_int8(difference: Difference) -> None:
@@ -77,8 +91,10 @@ def check_int8(difference: Difference) -> None:
         ModelError: fewer than ``INT8_AGREEMENT`` of the best tokens are torch's.
     """
     if not difference.agreement >= INT8_AGREEMENT:
-        raise ModelError(f"the int8 graphs agree with torch on {difference.agreement:.1%} of best tokens only "
-                         f"({INT8_AGREEMENT:.0%} is needed); nothing was written. Export with --float instead.")
+        raise ModelError(
+            f"the int8 graphs agree with torch on {difference.agreement:.1%} of best tokens only "
+            f"({INT8_AGREEMENT:.0%} is needed); nothing was written. Export with --float instead."
+        )
 
 
 def _contexts(model: Transducer, frames: int, streams: int) -> npt.NDArray[np.int64]:
@@ -111,16 +127,23 @@ def _run_torch(model: Transducer, features: FloatArray, chunk_frames: int, left_
     return _log_softmax(model.joiner(encoded, model.predictor(contexts)).numpy())
 
 
-def _run_onnx(sessions: list[onnxruntime.InferenceSession], model: Transducer, features: FloatArray, chunk_frames: int,
-              left_frames: int) -> FloatArray:
+def _run_onnx(
+    sessions: list[onnxruntime.InferenceSession],
+    model: Transducer,
+    features: FloatArray,
+    chunk_frames: int,
+    left_frames: int,
+) -> FloatArray:
     encoder, decoder, joiner = sessions
     blocks, width = len(model.encoder.blocks), 2 * model.config.encoder.width
     attention = np.zeros((blocks, left_frames, len(features), width), np.float32)
     convolution = np.zeros((blocks, model.encoder.convolution_frames, len(features), width), np.float32)
     processed, parts = np.zeros(len(features), np.int64), []
     for window in _windows(features, chunk_frames):
-        encoded, attention, convolution = encoder.run(None, {
-            "x": window, "cached_attn": attention, "cached_conv": convolution, "processed_lens": processed})
+        encoded, attention, convolution = encoder.run(
+            None,
+            {"x": window, "cached_attn": attention, "cached_conv": convolution, "processed_lens": processed},
+        )
         processed = processed + SUBSAMPLING * chunk_frames
         parts.append(encoded)
     encoded = np.concatenate(parts, 1)

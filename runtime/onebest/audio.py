@@ -60,8 +60,10 @@ def read_timed_blocks(path: str | Path) -> Iterator[Block]:
         with _open(path) as file:
             yield from _resampled(file, _name(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{_name(path)}: cannot be read as audio ({_reason(error)}). "
-                         "Expected a WAV, FLAC, OGG, Opus or MP3 file.") from error
+        raise AudioError(
+            f"{_name(path)}: cannot be read as audio ({_reason(error)}). "
+            "Expected a WAV, FLAC, OGG, Opus or MP3 file."
+        ) from error
 
 
 class _ForwardFile(soundfile.SoundFile):

@@ -110,8 +110,10 @@ class Bundle:
         outputs = self.encoder.run(window[None], state.attention, state.convolution, processed)
         frames, attention, convolution = outputs
         if frames.shape[1] != moved // SUBSAMPLING:
-            raise ModelError(f"{self.encoder.path}: {len(window)} feature frames gave {frames.shape[1]} "
-                             f"encoder frames instead of {moved // SUBSAMPLING}. Export the model again.")
+            raise ModelError(
+                f"{self.encoder.path}: {len(window)} feature frames gave {frames.shape[1]} "
+                f"encoder frames instead of {moved // SUBSAMPLING}. Export the model again."
+            )
         return frames[0], EncoderState(attention, convolution, state.processed_frames + moved)
 
     def predict(self, context: tuple[int, ...]) -> FloatArray:
@@ -131,8 +133,9 @@ class Bundle:
         sizes = self.sizes
         if chunk_ms is not None:
             if chunk_ms < ENCODER_FRAME_MS or chunk_ms % ENCODER_FRAME_MS:
-                raise ModelError(f"A chunk of {chunk_ms} ms was asked for. "
-                                 f"Choose a multiple of {ENCODER_FRAME_MS} ms.")
+                raise ModelError(
+                    f"A chunk of {chunk_ms} ms was asked for. Choose a multiple of {ENCODER_FRAME_MS} ms."
+                )
             sizes = replace(sizes, chunk_frames=chunk_ms // FRAME_MS)
         if left_context is not None:
             if left_context < 1:
@@ -161,8 +164,10 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
     sizes = _read_sizes(encoder, decoder, joiner)
     _check_front_end(encoder, card, files)
     if len(vocabulary) != sizes.vocab_size:
-        raise ModelError(f"{files.tokens} has {len(vocabulary)} tokens, the model {sizes.vocab_size}. "
-                         "Take the tokens.txt that was exported with the model.")
+        raise ModelError(
+            f"{files.tokens} has {len(vocabulary)} tokens, the model {sizes.vocab_size}. "
+            "Take the tokens.txt that was exported with the model."
+        )
     _check_graphs(encoder, decoder, joiner, sizes)
     return Bundle(folder, card, sizes, vocabulary, encoder, decoder, joiner)
 
@@ -170,8 +175,10 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
 def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
     kind = encoder.metadata("model_type")
     if kind != "conformer":
-        raise ModelError(f"{encoder.path}: model_type is {kind!r}, this version runs 'conformer'. "
-                         "Export the model with onebest export.")
+        raise ModelError(
+            f"{encoder.path}: model_type is {kind!r}, this version runs 'conformer'. "
+            "Export the model with onebest export."
+        )
     sizes = Sizes(
         chunk_frames=encoder.size("decode_chunk_len"),
         pad_frames=encoder.size("pad_length"),
@@ -184,9 +191,11 @@ def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
         vocab_size=decoder.size("vocab_size"),
     )
     if encoder.size("T") != sizes.window_frames or sizes.chunk_frames % SUBSAMPLING:
-        raise ModelError(f"{encoder.path}: expected T to be decode_chunk_len plus pad_length and the "
-                         f"chunk in units of {SUBSAMPLING}, found {encoder.size('T')}, {sizes.chunk_frames} "
-                         f"and {sizes.pad_frames}. Export the model again.")
+        raise ModelError(
+            f"{encoder.path}: expected T to be decode_chunk_len plus pad_length and the "
+            f"chunk in units of {SUBSAMPLING}, found {encoder.size('T')}, {sizes.chunk_frames} "
+            f"and {sizes.pad_frames}. Export the model again."
+        )
     return sizes
 
 
@@ -199,8 +208,9 @@ def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -
     try:
         spec = json.loads(written)
     except json.JSONDecodeError as error:
-        raise ModelError(f"{encoder.path}: the metadata key 'front_end' is no JSON ({error}). "
-                         "Export the model again.") from error
+        raise ModelError(
+            f"{encoder.path}: the metadata key 'front_end' is no JSON ({error}). Export the model again."
+        ) from error
     check_spec(spec if isinstance(spec, dict) else {}, str(encoder.path))
 
 
@@ -210,10 +220,13 @@ def _check_graphs(encoder: Graph, decoder: Graph, joiner: Graph, sizes: Sizes) -
     attention = (sizes.num_layers, sizes.left_context, None, sizes.encoder_dim)
     convolution = (sizes.num_layers, sizes.kernel - 1, None, sizes.encoder_dim)
     encoder.check(
-        inputs=[("float", (None, sizes.window_frames, NUM_BINS)), ("float", attention),
-                ("float", convolution), ("int64", (None,))],
+        inputs=[
+            ("float", (None, sizes.window_frames, NUM_BINS)),
+            ("float", attention),
+            ("float", convolution),
+            ("int64", (None,)),
+        ],
         outputs=[("float", (None, chunk, joined)), ("float", attention), ("float", convolution)],
     )
     decoder.check(inputs=[("int64", (None, sizes.context_size))], outputs=[("float", (None, joined))])
     joiner.check(inputs=[("float", (None, joined))] * 2, outputs=[("float", (None, sizes.vocab_size))])
-

@@ -48,10 +48,12 @@ def read_card(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is no JSON ({error}). Fetch or export the model again.") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ModelError(f"{path}: expected an object of \"format\" \"{FORMAT}\". Export the model again.")
+        raise ModelError(f'{path}: expected an object of "format" "{FORMAT}". Export the model again.')
     if card.get("version") != VERSION:
-        raise ModelError(f"{path}: bundle version {card.get('version')!r}, this onebest reads {VERSION}. "
-                         "Update onebest or export the model again.")
+        raise ModelError(
+            f"{path}: bundle version {card.get('version')!r}, this onebest reads {VERSION}. "
+            "Update onebest or export the model again."
+        )
     return card
 
 
@@ -66,7 +68,7 @@ def find_files(folder: Path, card: dict[str, Any]) -> BundleFiles:
         return BundleFiles(folder, **{part: _only_match(folder, _PATTERNS[part]) for part in parts})
     entries = card.get("files")
     if not isinstance(entries, dict):
-        raise ModelError(f"{folder / 'card.json'} has no object \"files\". Export the model again.")
+        raise ModelError(f'{folder / "card.json"} has no object "files". Export the model again.')
     return BundleFiles(folder, **{part: _checked_file(folder, part, entries.get(part)) for part in parts})
 
 
@@ -84,15 +86,19 @@ def _only_match(folder: Path, pattern: str) -> Path:
 def _checked_file(folder: Path, part: str, entry: Any) -> Path:
     name = entry.get("file") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not isinstance(entry.get("sha256"), str) or Path(name).name != name:
-        raise ModelError(f"{folder / 'card.json'}: files[{part!r}] is {entry!r}, expected an object with "
-                         "\"file\" (a name in this folder) and \"sha256\". Export the model again.")
+        raise ModelError(
+            f"{folder / 'card.json'}: files[{part!r}] is {entry!r}, expected an object with "
+            '"file" (a name in this folder) and "sha256". Export the model again.'
+        )
     path = folder / name
     if not path.is_file():
         raise ModelError(f"{path}: no such file, but card.json names it. Fetch or export the model again.")
     found = hash_file(path)
     if found != entry["sha256"]:
-        raise ModelError(f"{path} is not the file its card describes (sha256 {found[:12]}, expected "
-                         f"{entry['sha256'][:12]}): altered or cut short. Fetch or export the model again.")
+        raise ModelError(
+            f"{path} is not the file its card describes (sha256 {found[:12]}, expected "
+            f"{entry['sha256'][:12]}): altered or cut short. Fetch or export the model again."
+        )
     return path
 
 

@@ -79,8 +79,10 @@ def _slice(whole: FloatArray, rate: int, cut: Cut) -> FloatArray:
     first, count = round(cut.start * rate), round(cut.duration * rate)
     samples = whole[first : first + count]
     if abs(len(samples) - count) > rate // 100:
-        raise DataError(f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
-                        f"{len(whole) / rate:.2f} s. Correct the manifest.")
+        raise DataError(
+            f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
+            f"{len(whole) / rate:.2f} s. Correct the manifest."
+        )
     if rate != SAMPLE_RATE:
         import soxr
 

@@ -56,8 +56,9 @@ class Graph:
             outputs: Any = self.session.run(None, dict(zip(self.input_names, inputs, strict=True)))
         except Exception as error:  # as above
             shapes = [array.shape for array in inputs]
-            raise ModelError(f"{self.path} fails on inputs {shapes} ({_first_line(error)}). "
-                             "Export the model again.") from error
+            raise ModelError(
+                f"{self.path} fails on inputs {shapes} ({_first_line(error)}). Export the model again."
+            ) from error
         return list(outputs)
 
     def metadata(self, key: str, default: str | None = None) -> str:
@@ -68,8 +69,10 @@ class Graph:
         """
         value = self._metadata.get(key, default)
         if value is None:
-            raise ModelError(f"{self.path} lacks the metadata key {key!r}; it has {sorted(self._metadata)}. "
-                             "Export the model again with onebest export.")
+            raise ModelError(
+                f"{self.path} lacks the metadata key {key!r}; it has {sorted(self._metadata)}. "
+                "Export the model again with onebest export."
+            )
         return value
 
     def size(self, key: str) -> int:
@@ -80,8 +83,10 @@ class Graph:
         """
         value = self.metadata(key)
         if not (value.isascii() and value.isdigit() and int(value) > 0):
-            raise ModelError(f"{self.path}: the metadata key {key!r} is {value!r}, expected a positive whole "
-                             "number. Export the model again.")
+            raise ModelError(
+                f"{self.path}: the metadata key {key!r} is {value!r}, expected a positive whole "
+                "number. Export the model again."
+            )
         return int(value)
 
     def check(self, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
@@ -90,11 +95,15 @@ class Graph:
         Raises:
             ModelError: their number, an element type or an axis differs, or the batch axis is fixed.
         """
-        for kind, found, expected in (("input", self.session.get_inputs(), inputs),
-                                      ("output", self.session.get_outputs(), outputs)):
+        for kind, found, expected in (
+            ("input", self.session.get_inputs(), inputs),
+            ("output", self.session.get_outputs(), outputs),
+        ):
             if len(found) != len(expected):
-                raise ModelError(f"{self.path} has {len(found)} {kind}s, expected {len(expected)}. "
-                                 "Export the model again with onebest export.")
+                raise ModelError(
+                    f"{self.path} has {len(found)} {kind}s, expected {len(expected)}. "
+                    "Export the model again with onebest export."
+                )
             for port, (element, shape) in zip(found, expected, strict=True):
                 if port.type != f"tensor({element})" or not _fits(port.shape, shape):
                     raise ModelError(

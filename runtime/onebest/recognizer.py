@@ -86,8 +86,14 @@ class Recognizer:
         ModelError: the model is missing or damaged, or cannot run with this chunk length or left context.
     """
 
-    def __init__(self, model: str | Path | Bundle | None = None, *, chunk_ms: int | None = None,
-                 left_context: int | None = None, threads: int = 1):
+    def __init__(
+        self,
+        model: str | Path | Bundle | None = None,
+        *,
+        chunk_ms: int | None = None,
+        left_context: int | None = None,
+        threads: int = 1,
+    ):
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
         bundle = model if isinstance(model, Bundle) else load_bundle(model or DEFAULT_MODEL, threads)

@@ -39,8 +39,10 @@ def check_samples(samples: npt.NDArray[Any]) -> FloatArray:
         at = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise AudioError(f"Sample {at} is {samples[at]}, expected finite numbers. Repair what made them.")
     if peak > HIGHEST_LEVEL:
-        raise AudioError(f"Expected float32 samples in [-1, 1], got one of {peak:g}. "
-                         "Divide by full scale (32768 for 16 bits).")
+        raise AudioError(
+            f"Expected float32 samples in [-1, 1], got one of {peak:g}. "
+            "Divide by full scale (32768 for 16 bits)."
+        )
     return samples
 
 
@@ -53,8 +55,10 @@ class Resampler:
 
     def __init__(self, sample_rate: int):
         if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-            raise AudioError(f"Expected a sample rate between {LOWEST_RATE} and {HIGHEST_RATE} Hz, got "
-                             f"{sample_rate}. Give the rate of the samples.")
+            raise AudioError(
+                f"Expected a sample rate between {LOWEST_RATE} and {HIGHEST_RATE} Hz, got "
+                f"{sample_rate}. Give the rate of the samples."
+            )
         self.sample_rate = sample_rate
         self._resampler = None
         if sample_rate != SAMPLE_RATE:

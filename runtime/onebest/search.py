@@ -48,8 +48,9 @@ def start_state(network: Network, context_size: int) -> SearchState:
     return SearchState(context, network.predict(context))
 
 
-def search(network: Network, frames: FloatArray, state: SearchState,
-           speaks: npt.NDArray[np.bool_]) -> tuple[list[Emission], SearchState]:
+def search(
+    network: Network, frames: FloatArray, state: SearchState, speaks: npt.NDArray[np.bool_]
+) -> tuple[list[Emission], SearchState]:
     """Return the best token of every frame where that one speaks, and the state after the last frame.
 
     Args:

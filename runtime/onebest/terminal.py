@@ -24,8 +24,9 @@ class LiveLine:
     def __enter__(self) -> LiveLine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._shown:
             self._write("")
 
@@ -35,7 +36,7 @@ class LiveLine:
             return
         bar = "" if done is None else draw_bar(done) + " "
         room = max(shutil.get_terminal_size().columns - 1 - len(bar), 0)
-        line = (bar + (text if len(text) <= room else "..." + text[len(text) - room + 3 :]))
+        line = bar + (text if len(text) <= room else "..." + text[len(text) - room + 3 :])
         if line != self._shown:
             self._write(line)
 

@@ -84,8 +84,10 @@ def parse_vocabulary(content: bytes, where: str) -> Vocabulary:
             raise ModelError(f"{where}, line {number}: id {token} comes twice. Take this model's tokens.txt.")
         symbols[token] = symbol
     if sorted(symbols) != list(range(len(symbols))) or not symbols:
-        raise ModelError(f"{where}: expected the ids 0, 1, 2, ... without a gap, found {len(symbols)} ids up "
-                         f"to {max(symbols, default='none')}. Take this model's tokens.txt, whole.")
+        raise ModelError(
+            f"{where}: expected the ids 0, 1, 2, ... without a gap, found {len(symbols)} ids up "
+            f"to {max(symbols, default='none')}. Take this model's tokens.txt, whole."
+        )
     return Vocabulary(tuple(symbols[token] for token in range(len(symbols))))
 
 

@@ -19,14 +19,18 @@ def read(path):
     return np.concatenate(list(read_blocks(path)))
 
 
-@pytest.mark.parametrize(("name", "options", "exact"), [
-    ("a.wav", {"subtype": "PCM_16"}, 1e-4), ("a.wav", {"subtype": "FLOAT"}, 0),
-    ("a.wav", {"subtype": "PCM_U8"}, 1e-2),
-    ("a.flac", {"subtype": "PCM_24"}, 1e-6),
-    ("a.ogg", {"subtype": "VORBIS"}, None),
-    ("a.opus", {"format": "OGG", "subtype": "OPUS"}, None),
-    ("a.mp3", {}, None),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "exact"),
+    [
+        ("a.wav", {"subtype": "PCM_16"}, 1e-4),
+        ("a.wav", {"subtype": "FLOAT"}, 0),
+        ("a.wav", {"subtype": "PCM_U8"}, 1e-2),
+        ("a.flac", {"subtype": "PCM_24"}, 1e-6),
+        ("a.ogg", {"subtype": "VORBIS"}, None),
+        ("a.opus", {"format": "OGG", "subtype": "OPUS"}, None),
+        ("a.mp3", {}, None),
+    ],
+)
 def test_formats(tmp_path, name, options, exact):
     soundfile.write(tmp_path / name, AUDIO, 16000, **options)
     samples = read(tmp_path / name)

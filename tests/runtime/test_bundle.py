@@ -92,22 +92,39 @@ def test_a_truncated_model_without_a_card(tiny_copy, keep):
     refuse(tiny_copy, r"encoder\.onnx cannot be loaded")
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    ("{", "is no JSON"),
-    ("[]", "expected an object of \"format\""),
-    ('{"format": "other"}', "expected an object of \"format\""),
-    ('{"format": "onebest-bundle", "version": 2}', "bundle version 2"),
-    ('{"format": "onebest-bundle", "version": 1}', "no object \"files\""),
-    ('{"format": "onebest-bundle", "version": 1, "files": {}}', r"files\['encoder'\] is None"),
-    ('{"format": "onebest-bundle", "version": 1,"files": {"encoder": {"file": "../x", "sha256":""}}}', "/x"),
-])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[]", 'expected an object of "format"'),
+        ('{"format": "other"}', 'expected an object of "format"'),
+        ('{"format": "onebest-bundle", "version": 2}', "bundle version 2"),
+        ('{"format": "onebest-bundle", "version": 1}', 'no object "files"'),
+        ('{"format": "onebest-bundle", "version": 1, "files": {}}', r"files\['encoder'\] is None"),
+        (
+            '{"format": "onebest-bundle", "version": 1,"files": {"encoder": {"file": "../x", "sha256":""}}}',
+            "/x",
+        ),
+    ],
+)
 def test_a_wrong_card(tiny_copy, content, says):
     (tiny_copy / "card.json").write_text(content)
     refuse(tiny_copy, says)
 
 
-@pytest.mark.parametrize("key", ["model_type", "T", "decode_chunk_len", "num_encoder_layers", "left_context",
-                                 "encoder_dim", "pad_length", "cnn_module_kernel"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model_type",
+        "T",
+        "decode_chunk_len",
+        "num_encoder_layers",
+        "left_context",
+        "encoder_dim",
+        "pad_length",
+        "cnn_module_kernel",
+    ],
+)
 def test_a_missing_or_wrong_key_of_the_encoder(tiny_copy, key):
     model = make_encoder()
     kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
@@ -120,10 +137,14 @@ def test_a_missing_or_wrong_key_of_the_encoder(tiny_copy, key):
         refuse(tiny_copy, key)
 
 
-@pytest.mark.parametrize(("part", "make", "key"), [
-    ("decoder", make_decoder, "context_size"), ("decoder", make_decoder, "vocab_size"),
-    ("joiner", make_joiner, "joiner_dim"),
-])
+@pytest.mark.parametrize(
+    ("part", "make", "key"),
+    [
+        ("decoder", make_decoder, "context_size"),
+        ("decoder", make_decoder, "vocab_size"),
+        ("joiner", make_joiner, "joiner_dim"),
+    ],
+)
 def test_a_wrong_key_of_decoder_or_joiner(tiny_copy, part, make, key):
     replace_model(tiny_copy, part, make(**{key: "x"}))
     refuse(tiny_copy, f"{part}.onnx: the metadata key '{key}' is 'x'")
@@ -131,16 +152,19 @@ def test_a_wrong_key_of_decoder_or_joiner(tiny_copy, part, make, key):
     refuse(tiny_copy, "999")
 
 
-@pytest.mark.parametrize(("changed", "says"), [
-    ({"T": CHUNK + 4}, "expected T to be decode_chunk_len plus pad_length"),
-    ({"decode_chunk_len": 30, "T": 33}, "in units of 4"),
-    ({"num_encoder_layers": 3}, r"input 'cached_attn' is tensor\(float\)"),
-    ({"encoder_dim": 3}, "input 'cached_attn'"),
-    ({"cnn_module_kernel": 9}, "input 'cached_conv'"),
-    ({"front_end": "{"}, "'front_end' is no JSON"),
-    ({"front_end": "[]"}, "another front end"),
-    ({"front_end": json.dumps({**SPEC.to_dict(), "dither": 1.0})}, "dither: 1.0 instead of 0.0"),
-])
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"T": CHUNK + 4}, "expected T to be decode_chunk_len plus pad_length"),
+        ({"decode_chunk_len": 30, "T": 33}, "in units of 4"),
+        ({"num_encoder_layers": 3}, r"input 'cached_attn' is tensor\(float\)"),
+        ({"encoder_dim": 3}, "input 'cached_attn'"),
+        ({"cnn_module_kernel": 9}, "input 'cached_conv'"),
+        ({"front_end": "{"}, "'front_end' is no JSON"),
+        ({"front_end": "[]"}, "another front end"),
+        ({"front_end": json.dumps({**SPEC.to_dict(), "dither": 1.0})}, "dither: 1.0 instead of 0.0"),
+    ],
+)
 def test_metadata_that_does_not_fit(tiny_copy, changed, says):
     replace_model(tiny_copy, "encoder", make_encoder(**changed))
     refuse(tiny_copy, says)

@@ -135,8 +135,10 @@ def test_a_cut_longer_than_its_recording(tmp_path):
 
 
 def test_each_kind_of_error_counts():
-    decoded = [Decoded("a", "x", "one two three four", "one too three four five", 2.0, 0.1),
-               Decoded("b", "y", "one two", "two", 1.0, 0.2)]
+    decoded = [
+        Decoded("a", "x", "one two three four", "one too three four five", 2.0, 0.1),
+        Decoded("b", "y", "one two", "two", 1.0, 0.2),
+    ]
     scores = score_corpora(decoded)
     assert (scores["x"].substitutions, scores["x"].insertions, scores["x"].wer) == (1, 1, 50.0)
     assert (scores["y"].deletions, scores["y"].wer) == (1, 50.0)

@@ -24,8 +24,17 @@ def imported_by(statement):
 
 def test_public_names():
     assert onebest.__all__ == [
-        "AudioError", "ConfigError", "DataError", "ModelError", "OnebestError", "Recognizer", "Result",
-        "Stream", "StreamError", "Token", "__version__",
+        "AudioError",
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "OnebestError",
+        "Recognizer",
+        "Result",
+        "Stream",
+        "StreamError",
+        "Token",
+        "__version__",
     ]
     assert all(hasattr(onebest, name) for name in onebest.__all__)
     with pytest.raises(AttributeError, match="Decoder"):

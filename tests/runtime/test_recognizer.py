@@ -157,11 +157,14 @@ def test_a_loaded_bundle_serves_several_recognizers(recognizer):
     assert other.transcribe(AUDIO).tokens != recognizer.transcribe(AUDIO).tokens
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"chunk_ms": 0}, "multiple of 40 ms"),
-    ({"chunk_ms": 100}, "multiple of 40 ms"),
-    ({"left_context": 0}, "Choose 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"chunk_ms": 0}, "multiple of 40 ms"),
+        ({"chunk_ms": 100}, "multiple of 40 ms"),
+        ({"left_context": 0}, "Choose 1 or more"),
+    ],
+)
 def test_an_impossible_latency_is_refused(tiny_folder, options, says):
     with pytest.raises(ModelError, match=says):
         Recognizer(tiny_folder, **options)

@@ -13,16 +13,19 @@ def test_int16_is_float32():
     np.testing.assert_array_equal(check_samples(integers), integers / np.float32(32768))
 
 
-@pytest.mark.parametrize(("samples", "says"), [
-    ([0.0, 0.1], "got list"),
-    (np.zeros(3), "got float64"),
-    (np.zeros(3, np.int32), "got int32"),
-    (np.zeros((2, 3), np.float32), r"got the shape \(2, 3\)"),
-    (np.zeros((), np.float32), r"got the shape \(\)"),
-    (np.array([0, 0, np.nan, 0], np.float32), "Sample 2 is nan"),
-    (np.array([0, -np.inf, 0], np.float32), "Sample 1 is -inf"),
-    (np.array([0, 20000, 0], np.float32), "got one of 20000. Divide by full scale"),
-])
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        ([0.0, 0.1], "got list"),
+        (np.zeros(3), "got float64"),
+        (np.zeros(3, np.int32), "got int32"),
+        (np.zeros((2, 3), np.float32), r"got the shape \(2, 3\)"),
+        (np.zeros((), np.float32), r"got the shape \(\)"),
+        (np.array([0, 0, np.nan, 0], np.float32), "Sample 2 is nan"),
+        (np.array([0, -np.inf, 0], np.float32), "Sample 1 is -inf"),
+        (np.array([0, 20000, 0], np.float32), "got one of 20000. Divide by full scale"),
+    ],
+)
 def test_what_is_no_audio_is_refused(samples, says):
     with pytest.raises(AudioError, match=says):
         check_samples(samples)
@@ -39,8 +42,9 @@ def test_resampling_in_any_cutting_equals_the_whole(rate, sizes):
     samples = np.random.default_rng(0).standard_normal(sum(sizes) + 500).astype(np.float32)
     resampler = Resampler(rate)
     pieces = [resampler.accept(piece) for piece in np.split(samples, np.cumsum(sizes))]
-    np.testing.assert_array_equal(np.concatenate([*pieces, resampler.finish()]),
-                                  soxr.resample(samples, rate, 16000))
+    np.testing.assert_array_equal(
+        np.concatenate([*pieces, resampler.finish()]), soxr.resample(samples, rate, 16000)
+    )
 
 
 def test_16_khz_passes_through():

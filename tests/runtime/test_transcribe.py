@@ -50,10 +50,14 @@ def test_json(transcribe, recognizer, file):
     status, lines, errors = transcribe(file, "--json")
     result = recognizer.transcribe(AUDIO)
     assert (status, errors) == (0, [])
-    assert [json.loads(line) for line in lines] == [{
-        "file": str(file), "duration": 1.5, "text": result.text,
-        "tokens": [{"token": token.token, "start": token.start} for token in result.tokens],
-    }]
+    assert [json.loads(line) for line in lines] == [
+        {
+            "file": str(file),
+            "duration": 1.5,
+            "text": result.text,
+            "tokens": [{"token": token.token, "start": token.start} for token in result.tokens],
+        }
+    ]
 
 
 def test_standard_input(transcribe, recognizer, file, monkeypatch):
@@ -72,10 +76,15 @@ def test_a_bad_file_among_others(transcribe, recognizer, file, tmp_path):
     assert named == [str(tmp_path / "bad.mp3"), str(tmp_path / "none.wav")]
 
 
-@pytest.mark.parametrize(("name", "audio", "status"), [
-    ("silent", np.zeros(8000), 0), ("one", np.zeros(1), 0), ("nothing", np.zeros(0), 1),
-    ("nan", np.full(9, np.nan), 1),
-])
+@pytest.mark.parametrize(
+    ("name", "audio", "status"),
+    [
+        ("silent", np.zeros(8000), 0),
+        ("one", np.zeros(1), 0),
+        ("nothing", np.zeros(0), 1),
+        ("nan", np.full(9, np.nan), 1),
+    ],
+)
 def test_odd_files(transcribe, tmp_path, name, audio, status):
     soundfile.write(tmp_path / f"{name}.wav", audio.astype(np.float32), 16000, subtype="FLOAT")
     found, lines, errors = transcribe(tmp_path / f"{name}.wav")
@@ -86,8 +95,11 @@ def test_latency_and_threads(transcribe, file, recognizer):
     status, lines, _ = transcribe(file, "--chunk-ms", "640", "--threads", "2")
     assert status == 0
     assert lines != [recognizer.transcribe(AUDIO).text]
-    assert transcribe(file, "--chunk-ms", "7") == (1, [], [
-        "onebest transcribe: A chunk of 7 ms was asked for. Choose a multiple of 40 ms."])
+    assert transcribe(file, "--chunk-ms", "7") == (
+        1,
+        [],
+        ["onebest transcribe: A chunk of 7 ms was asked for. Choose a multiple of 40 ms."],
+    )
 
 
 def test_a_missing_model(capsys, file, tmp_path):
@@ -105,8 +117,9 @@ def run_on_terminal(*arguments):
     """Run the command with a terminal as its output; return all that the terminal received."""
     ours, theirs = pty.openpty()
     code = "import sys; from onebest.cli import main; sys.exit(main())"
-    with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=theirs,
-                          env={**os.environ, "COLUMNS": "60"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=theirs, env={**os.environ, "COLUMNS": "60"}
+    ) as process:
         os.close(theirs)
         received = b""
         while True:
@@ -139,10 +152,14 @@ def test_a_long_file_has_a_bar(tiny_folder, tmp_path):
     assert "%" not in received.split("\r\x1b[K")[-1]
 
 
-@pytest.mark.parametrize(("done", "bar"), [
-    (-1, "[....................]   0%"), (0.5, "[##########..........]  50%"),
-    (7, "[####################] 100%"),
-])
+@pytest.mark.parametrize(
+    ("done", "bar"),
+    [
+        (-1, "[....................]   0%"),
+        (0.5, "[##########..........]  50%"),
+        (7, "[####################] 100%"),
+    ],
+)
 def test_a_bar_stays_within_its_bounds(done, bar):
     assert draw_bar(done) == bar
 

@@ -37,14 +37,17 @@ def test_order_and_line_ends_do_not_matter():
     assert parse_vocabulary(b"b 1\r\n\r\n<blk> 0\r\n", "tokens.txt").symbols == ("<blk>", "b")
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    (b"", "without a gap"),
-    (b"<blk> 0\nb 2\n", "without a gap"),
-    (b"<blk> 0\nb 0\n", "line 2: id 0 comes twice"),
-    (b"<blk> 0\nb\n", "line 2: expected 'symbol id', found 'b'"),
-    (b"<blk> 0\nb -1\n", "line 2: expected 'symbol id'"),
-    (b"<blk> 0\n\xff 1\n", "not UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "without a gap"),
+        (b"<blk> 0\nb 2\n", "without a gap"),
+        (b"<blk> 0\nb 0\n", "line 2: id 0 comes twice"),
+        (b"<blk> 0\nb\n", "line 2: expected 'symbol id', found 'b'"),
+        (b"<blk> 0\nb -1\n", "line 2: expected 'symbol id'"),
+        (b"<blk> 0\n\xff 1\n", "not UTF-8"),
+    ],
+)
 def test_a_wrong_file_is_refused(content, says):
     with pytest.raises(ModelError, match=says):
         parse_vocabulary(content, "tokens.txt")

@@ -19,8 +19,32 @@ from onebest.frontend import SPEC
 
 LAYERS, LEFT, WIDTH, KERNEL, JOINED, CONTEXT = 2, 8, 12, 4, 16, 2
 CHUNK, PAD = 32, 3
-SYMBOLS = ["<blk>", "<sos/eos>", "<unk>", "▁a", "▁the", "b", "c", "▁d", "e", "f", "▁g", "h", "'", "▁i", "j",
-           "k", "<0xC3>", "<0xA9>", "▁", "s", "t", "▁u", "v", "w"]
+SYMBOLS = [
+    "<blk>",
+    "<sos/eos>",
+    "<unk>",
+    "▁a",
+    "▁the",
+    "b",
+    "c",
+    "▁d",
+    "e",
+    "f",
+    "▁g",
+    "h",
+    "'",
+    "▁i",
+    "j",
+    "k",
+    "<0xC3>",
+    "<0xA9>",
+    "▁",
+    "s",
+    "t",
+    "▁u",
+    "v",
+    "w",
+]
 LAST = np.iinfo(np.int64).max
 
 
@@ -64,17 +88,21 @@ def _port(name: str, *shape: Any, kind: int = TensorProto.FLOAT) -> Any:
 def _layer(build: _Builder, layer: int, hidden: str) -> tuple[str, str, str]:
     """Return the layer's output [N,T,E] and its new caches [1,left,N,E] and [1,K-1,N,E]."""
     attention = build.node("Squeeze", build.part("cached_attn", layer, layer + 1, 0), build.constant([0]))
-    convolution = build.node("Squeeze", build.part("cached_conv", layer, layer + 1, 0),
-                             build.constant([0]))
+    convolution = build.node("Squeeze", build.part("cached_conv", layer, layer + 1, 0), build.constant([0]))
     seen = build.node("Concat", build.node("Transpose", attention, perm=[1, 0, 2]), hidden, axis=1)
     query = build.node("MatMul", hidden, build.weight(WIDTH, WIDTH, scale=0.6))
     scores = build.node("MatMul", query, build.node("Transpose", seen, perm=[0, 2, 1]))
     mixed = build.node("MatMul", build.node("Softmax", scores, axis=-1), seen)
-    hidden = build.node("Tanh", build.node("Add", hidden, build.node(
-        "MatMul", mixed, build.weight(WIDTH, WIDTH, scale=0.6))))
+    hidden = build.node(
+        "Tanh", build.node("Add", hidden, build.node("MatMul", mixed, build.weight(WIDTH, WIDTH, scale=0.6)))
+    )
     past = build.node("Concat", build.node("Transpose", convolution, perm=[1, 0, 2]), hidden, axis=1)
-    convolved = build.node("Conv", build.node("Transpose", past, perm=[0, 2, 1]),
-                           build.weight(WIDTH, 1, KERNEL, scale=0.7), group=WIDTH)
+    convolved = build.node(
+        "Conv",
+        build.node("Transpose", past, perm=[0, 2, 1]),
+        build.weight(WIDTH, 1, KERNEL, scale=0.7),
+        group=WIDTH,
+    )
     moved = build.part(build.node("Shape", hidden), 1, 2, 0)
     new_attention = build.node("Transpose", build.part(seen, moved, LAST, 1), perm=[1, 0, 2])
     new_convolution = build.node("Transpose", build.part(past, moved, LAST, 1), perm=[1, 0, 2])
@@ -87,10 +115,15 @@ def _layer(build: _Builder, layer: int, hidden: str) -> tuple[str, str, str]:
 def make_encoder(chunk: int = CHUNK, fixed: bool = False, **changed: Any) -> onnx.ModelProto:
     """Return the encoder; ``fixed`` fixes time and left context, ``changed`` alters metadata."""
     build = _Builder(seed=5)
-    scaled = build.node("Mul", build.node("Add", "x", build.constant(np.float32(8.0))),
-                        build.constant(np.float32(0.125)))
-    stem = build.node("Conv", build.node("Transpose", scaled, perm=[0, 2, 1]),
-                      build.weight(WIDTH, 80, 7, scale=0.12), strides=[4])
+    scaled = build.node(
+        "Mul", build.node("Add", "x", build.constant(np.float32(8.0))), build.constant(np.float32(0.125))
+    )
+    stem = build.node(
+        "Conv",
+        build.node("Transpose", scaled, perm=[0, 2, 1]),
+        build.weight(WIDTH, 80, 7, scale=0.12),
+        strides=[4],
+    )
     hidden = build.node("Tanh", build.node("Transpose", stem, perm=[0, 2, 1]))
     caches = []
     for layer in range(LAYERS):
@@ -103,15 +136,29 @@ def make_encoder(chunk: int = CHUNK, fixed: bool = False, **changed: Any) -> onn
     build.node("Concat", *(new[0] for new in caches), name="new_cached_attn", axis=0)
     build.node("Concat", *(new[1] for new in caches), name="new_cached_conv", axis=0)
     left = LEFT if fixed else "left"
-    inputs = [_port("x", "N", chunk + PAD if fixed else "T", 80),
-              _port("cached_attn", LAYERS, left, "N", WIDTH),
-              _port("cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
-              _port("processed_lens", "N", kind=TensorProto.INT64)]
-    outputs = [_port("encoder_out", "N", "C", JOINED), _port("new_cached_attn", LAYERS, left, "N", WIDTH),
-               _port("new_cached_conv", LAYERS, KERNEL - 1, "N", WIDTH)]
-    metadata = {"model_type": "conformer", "version": 1, "T": chunk + PAD, "decode_chunk_len": chunk,
-                "num_encoder_layers": LAYERS, "left_context": LEFT, "encoder_dim": WIDTH, "pad_length": PAD,
-                "cnn_module_kernel": KERNEL, "front_end": json.dumps(SPEC.to_dict())}
+    inputs = [
+        _port("x", "N", chunk + PAD if fixed else "T", 80),
+        _port("cached_attn", LAYERS, left, "N", WIDTH),
+        _port("cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
+        _port("processed_lens", "N", kind=TensorProto.INT64),
+    ]
+    outputs = [
+        _port("encoder_out", "N", "C", JOINED),
+        _port("new_cached_attn", LAYERS, left, "N", WIDTH),
+        _port("new_cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
+    ]
+    metadata = {
+        "model_type": "conformer",
+        "version": 1,
+        "T": chunk + PAD,
+        "decode_chunk_len": chunk,
+        "num_encoder_layers": LAYERS,
+        "left_context": LEFT,
+        "encoder_dim": WIDTH,
+        "pad_length": PAD,
+        "cnn_module_kernel": KERNEL,
+        "front_end": json.dumps(SPEC.to_dict()),
+    }
     return build.model(inputs, outputs, {**metadata, **changed})
 
 
@@ -120,8 +167,11 @@ def make_decoder(**changed: Any) -> onnx.ModelProto:
     build = _Builder(seed=2)
     known = build.node("GreaterOrEqual", "y", build.constant(np.int64(0)))
     known = build.node("Cast", known, to=TensorProto.FLOAT)
-    rows = build.node("Gather", build.weight(len(SYMBOLS), JOINED, scale=1.0),
-                      build.node("Max", "y", build.constant(np.int64(0))))
+    rows = build.node(
+        "Gather",
+        build.weight(len(SYMBOLS), JOINED, scale=1.0),
+        build.node("Max", "y", build.constant(np.int64(0))),
+    )
     rows = build.node("Mul", rows, build.node("Unsqueeze", known, build.constant([2])))
     flat = build.node("Reshape", rows, build.constant([-1, CONTEXT * JOINED]))
     build.node("MatMul", flat, build.weight(CONTEXT * JOINED, JOINED, scale=0.25), name="decoder_out")
@@ -136,8 +186,12 @@ def make_joiner(**changed: Any) -> onnx.ModelProto:
     total = build.node("Tanh", build.node("Add", "encoder_out", "decoder_out"))
     bias = np.zeros(len(SYMBOLS), np.float32)
     bias[0] = 2.4
-    build.node("Add", build.node("MatMul", total, build.weight(JOINED, len(SYMBOLS), scale=0.6)),
-               build.constant(bias), name="logit")
+    build.node(
+        "Add",
+        build.node("MatMul", total, build.weight(JOINED, len(SYMBOLS), scale=0.6)),
+        build.constant(bias),
+        name="logit",
+    )
     inputs = [_port("encoder_out", "N", JOINED), _port("decoder_out", "N", JOINED)]
     return build.model(inputs, [_port("logit", "N", len(SYMBOLS))], {"joiner_dim": JOINED, **changed})
 
@@ -149,12 +203,27 @@ def write_tokens(folder: Path) -> None:
 
 def write_card(folder: Path, **changed: Any) -> None:
     """Write a card that fits the files in the folder."""
-    names = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "joiner": "joiner.onnx",
-             "tokens": "tokens.txt"}
-    files = {part: {"file": name, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
-             for part, name in names.items()}
-    card = {"format": "onebest-bundle", "version": 1, "name": "tiny", "files": files,
-            "front_end": SPEC.to_dict(), "architecture": {}, "training": {}, "wer": {}, **changed}
+    names = {
+        "encoder": "encoder.onnx",
+        "decoder": "decoder.onnx",
+        "joiner": "joiner.onnx",
+        "tokens": "tokens.txt",
+    }
+    files = {
+        part: {"file": name, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+        for part, name in names.items()
+    }
+    card = {
+        "format": "onebest-bundle",
+        "version": 1,
+        "name": "tiny",
+        "files": files,
+        "front_end": SPEC.to_dict(),
+        "architecture": {},
+        "training": {},
+        "wer": {},
+        **changed,
+    }
     (folder / "card.json").write_text(json.dumps(card))
 
 
@@ -173,7 +242,9 @@ def make_audio(seconds: float = 3.0, seed: int = 0, rate: int = 16000) -> np.nda
     """Return float32 samples [S] that change all the time: gliding tones in noise that comes and goes."""
     random = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
-    tones = sum(np.sin(2 * np.pi * (low + 300 * np.sin(speed * time)) * time) * (np.sin(beat * time) > 0)
-                for low, speed, beat in random.uniform([150, 1, 5], [2500, 3, 25], (4, 3)))
+    tones = sum(
+        np.sin(2 * np.pi * (low + 300 * np.sin(speed * time)) * time) * (np.sin(beat * time) > 0)
+        for low, speed, beat in random.uniform([150, 1, 5], [2500, 3, 25], (4, 3))
+    )
     noise = random.standard_normal(len(time)) * (np.sin(7 * time) > 0.2)
     return (0.08 * tones + 0.05 * noise).astype(np.float32)

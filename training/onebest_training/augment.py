@@ -17,8 +17,9 @@ NATS_PER_DB = float(np.log(10.0) / 10.0)
 TELEPHONE_BIN = 59
 
 
-def augment(features: FloatArray, config: AugmentConfig, noise: FloatArray | None,
-            rng: np.random.Generator) -> FloatArray:
+def augment(
+    features: FloatArray, config: AugmentConfig, noise: FloatArray | None, rng: np.random.Generator
+) -> FloatArray:
     """Return an altered copy of features [F, 80].
 
     Args:
@@ -27,9 +28,13 @@ def augment(features: FloatArray, config: AugmentConfig, noise: FloatArray | Non
         noise: frames [any, 80] of a background sound, used when the draw says so.
         rng: decides everything.
     """
-    features = change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0)) if config.speed else features
+    features = (
+        change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0)) if config.speed else features
+    )
     if config.volume:
-        features = np.maximum(features + np.float32(config.volume * rng.uniform(-1.0, 1.0)), np.float32(SILENCE))
+        features = np.maximum(
+            features + np.float32(config.volume * rng.uniform(-1.0, 1.0)), np.float32(SILENCE)
+        )
     if noise is not None and rng.random() < config.noise_probability:
         features = mix_noise(features, noise, rng.uniform(*config.noise_snr_db), rng)
     if rng.random() < config.band_probability:

@@ -61,8 +61,13 @@ class Utterance:
     weight: float
 
 
-def load_utterances(store: FeatureStore, tokens: TextEncoder, max_seconds: float,
-                    weights: dict[str, float] | None = None, default_weight: float = 1.0) -> list[Utterance]:
+def load_utterances(
+    store: FeatureStore,
+    tokens: TextEncoder,
+    max_seconds: float,
+    weights: dict[str, float] | None = None,
+    default_weight: float = 1.0,
+) -> list[Utterance]:
     """Return a store's usable utterances; what is left out is counted in the log by its cause."""
     kept: list[Utterance] = []
     left_out: dict[str, int] = {}
@@ -111,21 +116,36 @@ def plan_pass(utterances: list[Utterance], batch_seconds: float, seed: int, numb
 
 def pad_batch(features: list[FloatArray], tails: list[int], utterances: list[Utterance]) -> Batch:
     """Put utterances together; ``tails`` are frames of silence behind each, beyond what fills its last frame."""
-    lengths = [max(1, -(-(len(f) + tail - PAD_FRAMES) // SUBSAMPLING)) for f, tail in zip(features, tails, strict=True)]
+    lengths = [
+        max(1, -(-(len(f) + tail - PAD_FRAMES) // SUBSAMPLING))
+        for f, tail in zip(features, tails, strict=True)
+    ]
     padded = np.full((len(features), SUBSAMPLING * max(lengths) + PAD_FRAMES, NUM_BINS), SILENCE, np.float32)
     labels = torch.zeros(len(features), max(len(u.labels) for u in utterances), dtype=torch.int64)
     for row, (frames, utterance) in enumerate(zip(features, utterances, strict=True)):
         padded[row, : len(frames)] = frames
         labels[row, : len(utterance.labels)] = torch.tensor(utterance.labels)
-    return Batch(torch.from_numpy(padded), torch.tensor(lengths), labels,
-                 torch.tensor([len(u.labels) for u in utterances]), [u.text for u in utterances])
+    return Batch(
+        torch.from_numpy(padded),
+        torch.tensor(lengths),
+        labels,
+        torch.tensor([len(u.labels) for u in utterances]),
+        [u.text for u in utterances],
+    )
 
 
 class PassDataset(Dataset[Batch]):
     """The batches of one pass, by index."""
 
-    def __init__(self, utterances: list[Utterance], noise: FeatureStore | None, config: DataConfig,
-                 augmentation: AugmentConfig, seed: int, number: int):
+    def __init__(
+        self,
+        utterances: list[Utterance],
+        noise: FeatureStore | None,
+        config: DataConfig,
+        augmentation: AugmentConfig,
+        seed: int,
+        number: int,
+    ):
         self._utterances, self._noise, self._augmentation = utterances, noise, augmentation
         self._tail_frames, self._seed = config.tail_frames, (seed, number)
         self.plan = plan_pass(utterances, config.batch_seconds, seed, number)
@@ -137,7 +157,9 @@ class PassDataset(Dataset[Batch]):
         """Return batch ``index``; its augmentation depends on the seed, the pass and the index alone."""
         rng = np.random.default_rng((*self._seed, index))
         utterances = [self._utterances[number] for number in self.plan[index]]
-        features = [augment(u.store.read(u.cut), self._augmentation, self._draw_noise(rng), rng) for u in utterances]
+        features = [
+            augment(u.store.read(u.cut), self._augmentation, self._draw_noise(rng), rng) for u in utterances
+        ]
         tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(utterances))]
         return pad_batch(features, tails, utterances)
 
@@ -154,9 +176,15 @@ def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
         DataError: nothing usable is left.
     """
     utterances = [
-        utterance for source in config.train
-        for utterance in load_utterances(FeatureStore(Path(source.store)), tokens, config.max_seconds,
-                                         source.weights, source.default_weight)
+        utterance
+        for source in config.train
+        for utterance in load_utterances(
+            FeatureStore(Path(source.store)),
+            tokens,
+            config.max_seconds,
+            source.weights,
+            source.default_weight,
+        )
     ]
     if not utterances:
         raise DataError("no utterance to train on is left; see the log for what was left out and why.")
@@ -168,4 +196,6 @@ def load_dev(config: DataConfig, tokens: TextEncoder) -> dict[str, list[Utteranc
     corpora: dict[str, list[Utterance]] = {}
     for utterance in load_utterances(FeatureStore(Path(config.dev)), tokens, max_seconds=1e9):
         corpora.setdefault((utterance.cut.custom or {}).get("corpus", "dev"), []).append(utterance)
-    return {name: sorted(members, key=lambda u: u.cut.id)[: config.dev_cuts] for name, members in corpora.items()}
+    return {
+        name: sorted(members, key=lambda u: u.cut.id)[: config.dev_cuts] for name, members in corpora.items()
+    }

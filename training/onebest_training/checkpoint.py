@@ -40,8 +40,14 @@ class Position:
 
     def after_batch(self, batches: int, seconds: float, wall_seconds: float) -> Position:
         """Return the position one step on, in a pass of so many batches."""
-        at = replace(self, step=self.step + 1, stage_step=self.stage_step + 1, batch=self.batch + 1,
-                     seconds=self.seconds + seconds, wall_seconds=self.wall_seconds + wall_seconds)
+        at = replace(
+            self,
+            step=self.step + 1,
+            stage_step=self.stage_step + 1,
+            batch=self.batch + 1,
+            seconds=self.seconds + seconds,
+            wall_seconds=self.wall_seconds + wall_seconds,
+        )
         return at if at.batch < batches else replace(at, number=at.number + 1, batch=0)
 
 
@@ -61,8 +67,14 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint; a kill at any moment leaves the old file or the new one, never a part."""
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, **{name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__},
-                    "position": to_dict(checkpoint.position)}, file)
+        torch.save(
+            {
+                "format": FORMAT,
+                **{name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__},
+                "position": to_dict(checkpoint.position),
+            },
+            file,
+        )
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -80,7 +92,9 @@ def load(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({error}).") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ModelError(f"{path}: not a checkpoint of this version of onebest (format {FORMAT}).")
-    return Checkpoint(**{**content, "position": from_dict(Position, content["position"], f"{path}: position")})
+    return Checkpoint(
+        **{**content, "position": from_dict(Position, content["position"], f"{path}: position")}
+    )
 
 
 def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:

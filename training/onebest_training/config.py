@@ -244,8 +244,11 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - fields.keys()):
         raise ConfigError(f"{where}: unknown {', '.join(unknown)}. Known here: {', '.join(sorted(fields))}.")
-    required = {name for name, f in fields.items()
-                if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
     if missing := sorted(required - values.keys()):
         raise ConfigError(f"{where}: {', '.join(missing)} missing.")
     return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
@@ -259,7 +262,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         kinds = [parameters[0]] * len(value) if parameters[-1] is Ellipsis else list(parameters)
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: expected {len(kinds)} values, got {len(value)}.")
-        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is dict and isinstance(value, dict):
         return {key: _convert(parameters[1], v, f"{where}.{key}") for key, v in value.items()}
     if kind is float and type(value) is int:

@@ -64,11 +64,15 @@ def dev_batches(utterances: list[Utterance]) -> list[Batch]:
         if groups[-1] and utterance.cut.duration * (len(groups[-1]) + 1) > _BATCH_SECONDS:
             groups.append([])
         groups[-1].append(utterance)
-    return [pad_batch([u.store.read(u.cut) for u in group], [TAIL_FRAMES] * len(group), group) for group in groups]
+    return [
+        pad_batch([u.store.read(u.cut) for u in group], [TAIL_FRAMES] * len(group), group) for group in groups
+    ]
 
 
 @torch.inference_mode()
-def count_errors(model: Transducer, batches: list[Batch], tokens: TextEncoder, chunk: int, left: int) -> ErrorCount:
+def count_errors(
+    model: Transducer, batches: list[Batch], tokens: TextEncoder, chunk: int, left: int
+) -> ErrorCount:
     """Decode batches with one chunk size and count word errors."""
     from kaldialign import edit_distance
 

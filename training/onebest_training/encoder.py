@@ -113,7 +113,9 @@ class Attention(nn.Module):
             for part in (query, key, value)
         )
         # Written out: on CPU in bfloat16 this is about twice as fast, backward included, as the fused kernel.
-        weights = ((query * self.scale) @ key.transpose(2, 3) + mask.to(query.dtype)).softmax(3).to(value.dtype)
+        weights = (
+            ((query * self.scale) @ key.transpose(2, 3) + mask.to(query.dtype)).softmax(3).to(value.dtype)
+        )
         return self.out((weights @ value).transpose(1, 2).flatten(2)), memory
 
 
@@ -156,8 +158,9 @@ class Block(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, mask: Tensor, attention_cache: Tensor,
-                convolution_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor, attention_cache: Tensor, convolution_cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run x [B, T, D] behind the caches; return the new x and both caches with the new frames appended."""
         y, attention_memory = self.attention(self.attention_norm(x), mask, attention_cache)
         x = x + self._drop(y)
@@ -199,9 +202,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.stem = Stem(bins, config.width)
-        self.blocks = nn.ModuleList(
-            Block(config, run) for run in config.blocks for _ in range(run.count)
-        )
+        self.blocks = nn.ModuleList(Block(config, run) for run in config.blocks for _ in range(run.count))
         self.norm = nn.LayerNorm(config.width)
         self.register_buffer("positions", sinusoids(config.width, config.position_period), persistent=False)
 
@@ -236,9 +237,7 @@ class Encoder(nn.Module):
         frames = x.shape[1]
         at = (start + torch.arange(frames, device=x.device)) % len(self.positions)
         x = x + self.positions[at]
-        mask = torch.zeros((), device=x.device).masked_fill(
-            ~chunk_mask(frames, chunk, left, lengths), MASKED
-        )
+        mask = torch.zeros((), device=x.device).masked_fill(~chunk_mask(frames, chunk, left, lengths), MASKED)
         attention = x.new_zeros(len(x), 0, 2 * self.config.width)
         convolution = x.new_zeros(len(x), self.convolution_frames, self.config.width)
         for block in self.blocks:

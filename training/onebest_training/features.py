@@ -73,14 +73,22 @@ def _read_librispeech(folder: Path) -> CutSet:
     for transcript in sorted(folder.rglob("*.trans.txt")):
         for line in transcript.read_text("utf-8").splitlines():
             name, _, text = line.partition(" ")
-            audio = next((transcript.parent / f"{name}.{suffix}" for suffix in ("flac", "wav", "ogg", "mp3")
-                          if (transcript.parent / f"{name}.{suffix}").is_file()), None)
+            audio = next(
+                (
+                    transcript.parent / f"{name}.{suffix}"
+                    for suffix in ("flac", "wav", "ogg", "mp3")
+                    if (transcript.parent / f"{name}.{suffix}").is_file()
+                ),
+                None,
+            )
             if audio is None:
                 raise DataError(f"{transcript}: {name} has no audio file beside it (flac, wav, ogg or mp3).")
             cut = Recording.from_file(audio, recording_id=name).to_cut()
             cuts.append(_with_text(cut, name, text, speaker=name.split("-")[0]))
     if not cuts:
-        raise DataError(f"{folder}: no *.trans.txt in it. Expected SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt.")
+        raise DataError(
+            f"{folder}: no *.trans.txt in it. Expected SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt."
+        )
     return CutSet.from_cuts(cuts)
 
 
@@ -109,7 +117,9 @@ def load_cuts(cuts: list[Cut]) -> Iterator[tuple[Cut, npt.NDArray[np.float32]]]:
             whole = members[0].recording.load_audio()[0]
         except Exception as error:
             source = members[0].recording.sources[0].source
-            raise DataError(f"{source}: cannot be read ({error}). Remove its cuts or repair the file.") from error
+            raise DataError(
+                f"{source}: cannot be read ({error}). Remove its cuts or repair the file."
+            ) from error
         rate = members[0].recording.sampling_rate
         for cut in members:
             yield cut, _slice(whole, rate, cut)
@@ -119,8 +129,10 @@ def _slice(whole: npt.NDArray[np.float32], rate: int, cut: Cut) -> npt.NDArray[n
     first, count = round(cut.start * rate), round(cut.duration * rate)
     samples = whole[first : first + count]
     if abs(len(samples) - count) > rate // 100:
-        raise DataError(f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
-                        f"{len(whole) / rate:.2f} s. Correct the manifest.")
+        raise DataError(
+            f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
+            f"{len(whole) / rate:.2f} s. Correct the manifest."
+        )
     if rate != SAMPLE_RATE:
         import soxr
 
@@ -128,8 +140,9 @@ def _slice(whole: npt.NDArray[np.float32], rate: int, cut: Cut) -> npt.NDArray[n
     return np.ascontiguousarray(samples, np.float32)
 
 
-def augment_samples(samples: npt.NDArray[np.float32], augmentation: SampleAugmentation, name: str,
-                    responses: list[Recording]) -> npt.NDArray[np.float32]:
+def augment_samples(
+    samples: npt.NDArray[np.float32], augmentation: SampleAugmentation, name: str, responses: list[Recording]
+) -> npt.NDArray[np.float32]:
     """Change speed, then add a room, both by lhotse; the cut's name and the seed decide the room."""
     if augmentation.speed == 1.0 and not responses:
         return samples
@@ -154,8 +167,13 @@ def _features_of_recording(job: tuple[list[Cut], SampleAugmentation]) -> list[tu
     ]
 
 
-def make_store(cuts: CutSet, folder: Path, augmentation: SampleAugmentation, workers: int = 1,
-               progress: Callable[[float], None] = lambda seconds: None) -> None:
+def make_store(
+    cuts: CutSet,
+    folder: Path,
+    augmentation: SampleAugmentation,
+    workers: int = 1,
+    progress: Callable[[float], None] = lambda seconds: None,
+) -> None:
     """Compute the features of all cuts and write the store; ``progress`` is told the seconds done.
 
     The folder appears under its name only when it is complete, so an interrupted run leaves no half store.
@@ -166,7 +184,10 @@ def make_store(cuts: CutSet, folder: Path, augmentation: SampleAugmentation, wor
     jobs = [(list(group), augmentation) for _, group in groupby(in_order, key=lambda cut: cut.recording.id)]
     done: list[Cut] = []
     frames = 0
-    with open(partial / "features.f16", "wb") as out, multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with (
+        open(partial / "features.f16", "wb") as out,
+        multiprocessing.get_context("spawn").Pool(workers) as pool,
+    ):
         for results in pool.imap(_features_of_recording, jobs):
             for cut, features in results:
                 cut.custom = {**(cut.custom or {}), "first_frame": frames, "num_frames": len(features)}
@@ -195,7 +216,9 @@ class FeatureStore:
         self.cuts: list[Cut] = list(CutSet.from_file(folder / "cuts.jsonl.gz"))
         expected, found = description["frames"] * NUM_BINS * 2, (folder / "features.f16").stat().st_size
         if expected != found:
-            raise DataError(f"{folder}/features.f16 has {found} bytes instead of {expected}. Make the store again.")
+            raise DataError(
+                f"{folder}/features.f16 has {found} bytes instead of {expected}. Make the store again."
+            )
         self._frames: FeatureArray = np.memmap(folder / "features.f16", np.float16, "r").reshape(-1, NUM_BINS)
 
     def read(self, cut: Cut) -> npt.NDArray[np.float32]:

@@ -17,7 +17,9 @@ from onebest_training.lattice import transducer_loss
 from onebest_training.transducer import BLANK, Transducer
 
 
-def compute_losses(model: Transducer, batch: Batch, stage: StageConfig, rng: np.random.Generator) -> dict[str, Tensor]:
+def compute_losses(
+    model: Transducer, batch: Batch, stage: StageConfig, rng: np.random.Generator
+) -> dict[str, Tensor]:
     """Return the weighted sum under "loss" and each part, a label (or a frame, for self-distillation).
 
     Args:
@@ -47,12 +49,21 @@ def compute_losses(model: Transducer, batch: Batch, stage: StageConfig, rng: np.
 
 def ctc_loss(log_probs: Tensor, batch: Batch) -> Tensor:
     """Return the CTC loss a label of log-probabilities [B, T, V]."""
-    total = functional.ctc_loss(log_probs.transpose(0, 1), batch.labels, batch.frame_lengths, batch.label_lengths,
-                                BLANK, reduction="sum", zero_infinity=True)
+    total = functional.ctc_loss(
+        log_probs.transpose(0, 1),
+        batch.labels,
+        batch.frame_lengths,
+        batch.label_lengths,
+        BLANK,
+        reduction="sum",
+        zero_infinity=True,
+    )
     return total / batch.label_lengths.sum()
 
 
-def transducer_term(model: Transducer, encoded: Tensor, log_probs: Tensor, batch: Batch, stage: StageConfig) -> Tensor:
+def transducer_term(
+    model: Transducer, encoded: Tensor, log_probs: Tensor, batch: Batch, stage: StageConfig
+) -> Tensor:
     """Return the transducer loss a label, on the whole lattice or on a band around the CTC head's best path.
 
     Args:
@@ -74,5 +85,7 @@ def transducer_term(model: Transducer, encoded: Tensor, log_probs: Tensor, batch
     starts = band_starts(path, *lengths, weights.band, num_frames=encoded.shape[1])
     nodes = band_nodes(starts, weights.band, batch.label_lengths)
     around = predicted[torch.arange(len(nodes), device=nodes.device)[:, None, None], nodes]
-    losses = banded_transducer_loss(model.joiner(projected, around), batch.labels, starts, *lengths, **options)
+    losses = banded_transducer_loss(
+        model.joiner(projected, around), batch.labels, starts, *lengths, **options
+    )
     return losses.sum() / batch.label_lengths.sum()

@@ -45,20 +45,26 @@ class Trainer:
         self.tokens_model = Path(config.data.tokens).read_bytes()
         self.tokens = TextEncoder(self.tokens_model)
         if len(self.tokens) != config.model.vocabulary_size:
-            raise ConfigError(f"{config.data.tokens} has {len(self.tokens)} pieces, but model.vocabulary_size is "
-                              f"{config.model.vocabulary_size}.")
+            raise ConfigError(
+                f"{config.data.tokens} has {len(self.tokens)} pieces, but model.vocabulary_size is "
+                f"{config.model.vocabulary_size}."
+            )
         torch.manual_seed(config.seed)
         self.model = Transducer(config.model)
         self.pretrained = self._start_encoder()
         self.model.to(self.device)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
+        )
         self.position = Position()
         if self.path.exists():
             self._resume(change_config)
         self.utterances = load_training(config.data, self.tokens)
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
-        self.dev = {name: dev_batches(members) for name, members in load_dev(config.data, self.tokens).items()}
+        self.dev = {
+            name: dev_batches(members) for name, members in load_dev(config.data, self.tokens).items()
+        }
         self.board = SummaryWriter(str(folder), purge_step=self.position.step)
 
     def _start_encoder(self) -> frozenset[str]:
@@ -69,8 +75,10 @@ class Trainer:
         encoder = self.model.encoder
         outcome = encoder.load_state_dict(weights, strict=False)
         if outcome.unexpected_keys:
-            raise ConfigError(f"{self.config.initial_encoder} has {outcome.unexpected_keys[0]}, which the configured "
-                              "encoder lacks. Give the first blocks the sizes of the pre-trained encoder.")
+            raise ConfigError(
+                f"{self.config.initial_encoder} has {outcome.unexpected_keys[0]}, which the configured "
+                "encoder lacks. Give the first blocks the sizes of the pre-trained encoder."
+            )
         for index in {int(key.split(".")[1]) for key in outcome.missing_keys if key.startswith("blocks.")}:
             encoder.blocks[index].start_as_identity()
         return frozenset(f"encoder.{name}" for name in weights)
@@ -84,8 +92,10 @@ class Trainer:
     def _resume(self, change_config: bool) -> None:
         saved = checkpoints.load(self.path)
         if saved.config != to_dict(self.config) and not change_config:
-            raise ConfigError(f"{self.path} was made with another configuration. Give another folder, or allow it "
-                              "with --change-config.")
+            raise ConfigError(
+                f"{self.path} was made with another configuration. Give another folder, or allow it "
+                "with --change-config."
+            )
         self.model.load_state_dict(saved.weights)
         self.average = {name: value.to(self.device) for name, value in saved.average.items()}
         self.optimizer.load_state_dict(saved.optimizer)
@@ -116,10 +126,22 @@ class Trainer:
             since = now
             progress(self.position, losses["loss"])
             if self.position.step % self.config.log_steps == 0:
-                self._log({"stage": stage.name, "learning_rate": self.optimizer.param_groups[0]["lr"], **recent.take()})
-            if self.position.step % self.config.evaluate_steps == 0 or self.position.stage_step == stage.steps:
+                self._log(
+                    {
+                        "stage": stage.name,
+                        "learning_rate": self.optimizer.param_groups[0]["lr"],
+                        **recent.take(),
+                    }
+                )
+            if (
+                self.position.step % self.config.evaluate_steps == 0
+                or self.position.stage_step == stage.steps
+            ):
                 self._log(self.evaluate())
-            if now - last_save > 60 * self.config.checkpoint_minutes or self.position.stage_step == stage.steps:
+            if (
+                now - last_save > 60 * self.config.checkpoint_minutes
+                or self.position.stage_step == stage.steps
+            ):
                 self.save()
                 last_save = time.monotonic()
             since = time.monotonic() if self.position.step % self.config.evaluate_steps == 0 else since
@@ -127,15 +149,24 @@ class Trainer:
     def _choose_parameters(self, stage: StageConfig) -> None:
         for name, parameter in self.model.named_parameters():
             frozen = (stage.trains == "heads" and name.startswith("encoder.")) or (
-                stage.trains == "new" and name in self.pretrained)
+                stage.trains == "new" and name in self.pretrained
+            )
             parameter.requires_grad_(not frozen)
 
     def _batches(self, stage: StageConfig) -> Iterator[tuple[Batch, int]]:
         while True:
-            dataset = PassDataset(self.utterances, self.noise, self.config.data, stage.augment, self.config.seed,
-                                  self.position.number)
+            dataset = PassDataset(
+                self.utterances,
+                self.noise,
+                self.config.data,
+                stage.augment,
+                self.config.seed,
+                self.position.number,
+            )
             order = range(self.position.batch, len(dataset))
-            for batch in DataLoader(dataset, batch_size=None, sampler=order, num_workers=self.config.data.workers):
+            for batch in DataLoader(
+                dataset, batch_size=None, sampler=order, num_workers=self.config.data.workers
+            ):
                 yield batch, len(dataset)
 
     def _step(self, stage: StageConfig, batch: Batch) -> dict[str, float]:
@@ -149,7 +180,9 @@ class Trainer:
             losses = compute_losses(self.model, batch, stage, rng)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.gradient_clip
+        )
         if bool(torch.isfinite(losses["gradient_norm"])):
             self.optimizer.step()
             self._update_average(step)
@@ -159,7 +192,9 @@ class Trainer:
 
     def _set_learning_rates(self, stage: StageConfig) -> None:
         at, left = self.position.stage_step, stage.steps - self.position.stage_step
-        scale = min(1.0, (at + 1) / max(1, stage.warmup_steps), left / stage.decay_steps if stage.decay_steps else 1.0)
+        scale = min(
+            1.0, (at + 1) / max(1, stage.warmup_steps), left / stage.decay_steps if stage.decay_steps else 1.0
+        )
         rates = [stage.learning_rate, stage.encoder_learning_rate or stage.learning_rate]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * scale
@@ -183,8 +218,12 @@ class Trainer:
         return rates
 
     def _log(self, values: dict[str, Any]) -> None:
-        row = {"step": self.position.step, "hours": round(self.position.seconds / 3600, 3),
-               "minutes": round(self.position.wall_seconds / 60, 2), **values}
+        row = {
+            "step": self.position.step,
+            "hours": round(self.position.seconds / 3600, 3),
+            "minutes": round(self.position.wall_seconds / 60, 2),
+            **values,
+        }
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in values.items():
@@ -193,8 +232,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        checkpoints.save(Checkpoint(to_dict(self.config), self.tokens_model, self.model.state_dict(), self.average,
-                                    self.optimizer.state_dict(), self.position), self.path)
+        checkpoints.save(
+            Checkpoint(
+                to_dict(self.config),
+                self.tokens_model,
+                self.model.state_dict(),
+                self.average,
+                self.optimizer.state_dict(),
+                self.position,
+            ),
+            self.path,
+        )
 
 
 class _Means:

@@ -23,7 +23,10 @@ class Predictor(nn.Module):
         self.context_size = config.context_size
         self.embedding = nn.Embedding(config.vocabulary_size, config.predictor_width)
         self.convolution = nn.Conv1d(
-            config.predictor_width, config.predictor_width, config.context_size, groups=config.predictor_width // 4,
+            config.predictor_width,
+            config.predictor_width,
+            config.context_size,
+            groups=config.predictor_width // 4,
             bias=False,
         )
         self.projection = nn.Linear(config.predictor_width, config.joiner_width)

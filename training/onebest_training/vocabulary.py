@@ -20,9 +20,18 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=size,
-            character_coverage=1.0, user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1,
-            pad_id=-1, input_sentence_size=1_000_000, minloglevel=1,
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size,
+            character_coverage=1.0,
+            user_defined_symbols=["<blk>", "<sos/eos>"],
+            unk_id=2,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            input_sentence_size=1_000_000,
+            minloglevel=1,
         )
     except (RuntimeError, OSError) as error:
         raise DataError(f"no vocabulary of {size} pieces can be made of these texts: {error}") from error
@@ -42,8 +51,10 @@ class TextEncoder:
         except RuntimeError as error:
             raise DataError(f"not a sentencepiece model: {error}") from error
         if self._processor.id_to_piece(0) != "<blk>" or self._processor.unk_id() != 2:
-            raise DataError("a vocabulary must have <blk> at 0, <sos/eos> at 1 and <unk> at 2; "
-                            "make one with: onebest vocabulary")
+            raise DataError(
+                "a vocabulary must have <blk> at 0, <sos/eos> at 1 and <unk> at 2; "
+                "make one with: onebest vocabulary"
+            )
 
     def __len__(self) -> int:
         return int(self._processor.vocab_size())

@@ -64,13 +64,18 @@ def _read_variable(file: BinaryIO) -> tuple[str, Tensor]:
 
 def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the variables of a Whisper encoder to the parameters of ``Encoder`` (stem, blocks, final norm)."""
+
     def pair(ours: str, theirs: str, weight: str = "weight", bias: str = "bias") -> dict[str, Tensor]:
-        return {f"{ours}.weight": variables[f"encoder/{theirs}/{weight}"],
-                f"{ours}.bias": variables[f"encoder/{theirs}/{bias}"]}
+        return {
+            f"{ours}.weight": variables[f"encoder/{theirs}/{weight}"],
+            f"{ours}.bias": variables[f"encoder/{theirs}/{bias}"],
+        }
 
     weights = pair("stem.conv1", "conv1") | pair("stem.conv2", "conv2")
     weights |= pair("norm", "layer_norm", "gamma", "beta")
-    for layer in sorted({part for name in variables for part in name.split("/") if re.fullmatch(r"layer_\d+", part)}):
+    for layer in sorted(
+        {part for name in variables for part in name.split("/") if re.fullmatch(r"layer_\d+", part)}
+    ):
         block = f"blocks.{layer.removeprefix('layer_')}"
         weights |= pair(f"{block}.attention_norm", f"{layer}/self_attention/layer_norm", "gamma", "beta")
         weights |= pair(f"{block}.attention.qkv", f"{layer}/self_attention/linear_0")
@@ -86,8 +91,12 @@ def whisper_features(samples: npt.NDArray[np.float32]) -> Tensor:
     from torchaudio.functional import melscale_fbanks
 
     window = torch.hann_window(_FFT_SAMPLES)
-    spectrum = torch.stft(torch.from_numpy(samples), _FFT_SAMPLES, FRAME_SHIFT_SAMPLES, window=window,
-                          return_complex=True)[:, :-1].abs() ** 2
+    spectrum = (
+        torch.stft(
+            torch.from_numpy(samples), _FFT_SAMPLES, FRAME_SHIFT_SAMPLES, window=window, return_complex=True
+        )[:, :-1].abs()
+        ** 2
+    )
     banks = melscale_fbanks(_FFT_SAMPLES // 2 + 1, 0.0, SAMPLE_RATE / 2, 80, SAMPLE_RATE, "slaney", "slaney")
     log_mel = (spectrum.T @ banks).clamp(min=1e-10).log10()
     return (log_mel.clamp(min=float(log_mel.max()) - 8.0) + 4.0) / 4.0

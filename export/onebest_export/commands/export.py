@@ -15,11 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="folder to write")
     parser.add_argument("--name", help="the model's name; the folder's when not given")
-    parser.add_argument("--chunk-ms", type=int, default=640, help="latency that the metadata names, a multiple of 40")
+    parser.add_argument(
+        "--chunk-ms", type=int, default=640, help="latency that the metadata names, a multiple of 40"
+    )
     parser.add_argument("--left-ms", type=int, default=5120, help="left context, a multiple of 40")
     parser.add_argument("--float", action="store_true", help="float32 graphs instead of int8")
     parser.add_argument("--notes", type=Path, help="JSON object to put into the card")
-    parser.add_argument("--check-audio", type=Path, help="a recording to verify on, instead of synthetic features")
+    parser.add_argument(
+        "--check-audio", type=Path, help="a recording to verify on, instead of synthetic features"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,14 +34,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.chunk_ms <= 0 or arguments.chunk_ms % 40 or arguments.left_ms < 0 or arguments.left_ms % 40:
         raise ConfigError("--chunk-ms and --left-ms must be multiples of 40, the length of an encoder frame.")
     notes = json.loads(arguments.notes.read_text("utf-8")) if arguments.notes else None
-    options = ExportOptions(arguments.name or arguments.bundle.name, arguments.chunk_ms // 40, arguments.left_ms // 40,
-                            not arguments.float, notes)
+    options = ExportOptions(
+        arguments.name or arguments.bundle.name,
+        arguments.chunk_ms // 40,
+        arguments.left_ms // 40,
+        not arguments.float,
+        notes,
+    )
     model, tokens, checkpoint = load_model(arguments.checkpoint)
     features = _features(arguments.check_audio) if arguments.check_audio else None
     difference = write_bundle(model, tokens, checkpoint, arguments.bundle, options, features)
     size = sum(path.stat().st_size for path in arguments.bundle.iterdir()) / 1e6
-    print(f"{arguments.bundle}: {size:.1f} MB; against torch, log-probabilities within {difference.log_prob:.2g}, "
-          f"best tokens equal in {difference.agreement:.2%}")
+    print(
+        f"{arguments.bundle}: {size:.1f} MB; against torch, log-probabilities within {difference.log_prob:.2g}, "
+        f"best tokens equal in {difference.agreement:.2%}"
+    )
     return 0
 
 

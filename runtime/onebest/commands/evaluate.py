@@ -80,9 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
     scores = score_corpora(decoded)
     print(format_table(scores))
     if arguments.json:
-        content = {"manifest": str(arguments.manifest), "model": model, "chunk_ms": arguments.chunk_ms,
-                   "scores": {corpus: asdict(score) for corpus, score in scores.items()},
-                   "cuts": [asdict(cut) for cut in decoded]}
+        content = {
+            "manifest": str(arguments.manifest),
+            "model": model,
+            "chunk_ms": arguments.chunk_ms,
+            "scores": {corpus: asdict(score) for corpus, score in scores.items()},
+            "cuts": [asdict(cut) for cut in decoded],
+        }
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
@@ -116,8 +120,10 @@ def _score(decoded: list[Decoded]) -> Score:
 def format_table(scores: dict[str, Score]) -> str:
     """Return the scores as lines of text."""
     width = max(len(name) for name in ("corpus", *scores))
-    lines = [f"{'corpus':{width}}  {'cuts':>6}  {'hours':>6}  {'words':>7}  {'WER %':>6}"
-             f"  {'ins':>5}  {'del':>5}  {'sub':>5}  {'RTF':>6}"]
+    lines = [
+        f"{'corpus':{width}}  {'cuts':>6}  {'hours':>6}  {'words':>7}  {'WER %':>6}"
+        f"  {'ins':>5}  {'del':>5}  {'sub':>5}  {'RTF':>6}"
+    ]
     lines += [
         f"{name:{width}}  {score.cuts:6}  {score.hours:6.2f}  {score.words:7}  {score.wer:6.2f}"
         f"  {score.insertions:5}  {score.deletions:5}  {score.substitutions:5}  {score.real_time_factor:6.3f}"

@@ -19,8 +19,12 @@ LONG_FILE_SECONDS = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("files", nargs="+", metavar="FILE",
-                        help="WAV, FLAC, OGG, Opus or MP3 of any sample rate; - is standard input")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="WAV, FLAC, OGG, Opus or MP3 of any sample rate; - is standard input",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, times in seconds")
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads for the model (default: 1)")
@@ -29,8 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that choose the model and its latency."""
     parser.add_argument("--model", type=Path, metavar="DIR", help="the model's folder (default: what ships)")
-    parser.add_argument("--chunk-ms", type=int, metavar="MS",
-                        help="audio a step takes in; more is more accurate and later (default: the model's)")
+    parser.add_argument(
+        "--chunk-ms",
+        type=int,
+        metavar="MS",
+        help="audio a step takes in; more is more accurate and later (default: the model's)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,8 +72,14 @@ def _transcribe(recognizer: Recognizer, path: str) -> Result:
 
 def _to_json(path: str, result: Result) -> str:
     tokens = [{"token": token, "start": round(start, 2)} for token, start in result.tokens]
-    return json.dumps({"file": _printable(path), "duration": round(result.duration, 3), "text": result.text,
-                       "tokens": tokens})
+    return json.dumps(
+        {
+            "file": _printable(path),
+            "duration": round(result.duration, 3),
+            "text": result.text,
+            "tokens": tokens,
+        }
+    )
 
 
 def _printable(path: str) -> str:

@@ -12,7 +12,9 @@ from onebest.cli import Command
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("model", nargs="+", type=Path, help="model.bin of CTranslate2, or its parts in order")
-    parser.add_argument("--speech", type=Path, required=True, help="manifest of speech to fit the feature map on")
+    parser.add_argument(
+        "--speech", type=Path, required=True, help="manifest of speech to fit the feature map on"
+    )
     parser.add_argument("--minutes", type=float, default=30.0, help="how much of it")
     parser.add_argument("--output", type=Path, required=True)
 
@@ -37,8 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         seconds += cut.duration
     weights["stem.map.weight"], weights["stem.map.bias"], explained = fit_feature_map(utterances)
     torch.save(weights, arguments.output)
-    print(f"{arguments.output}: {sum(w.numel() for w in weights.values()):,} weights; "
-          f"the feature map explains {explained:.3f} of the variance on {seconds / 60:.0f} minutes")
+    print(
+        f"{arguments.output}: {sum(w.numel() for w in weights.values()):,} weights; "
+        f"the feature map explains {explained:.3f} of the variance on {seconds / 60:.0f} minutes"
+    )
     return 0
 
 

@@ -31,8 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     augmentation = SampleAugmentation(arguments.speed, arguments.reverberation, arguments.seed)
     with Progress() as progress:
         task = progress.add_task("features", total=sum(cut.duration for cut in cuts))
-        make_store(cuts, arguments.store, augmentation, arguments.workers,
-                   lambda seconds: progress.advance(task, seconds))
+        make_store(
+            cuts,
+            arguments.store,
+            augmentation,
+            arguments.workers,
+            lambda seconds: progress.advance(task, seconds),
+        )
     return 0
 
 

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of the run; an unfinished run in it is resumed")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
-    parser.add_argument("--change-config", action="store_true", help="go on although the configuration has changed")
+    parser.add_argument(
+        "--change-config", action="store_true", help="go on although the configuration has changed"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)
     total = sum(stage.steps for stage in config.stages)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=total, completed=trainer.position.step)
 

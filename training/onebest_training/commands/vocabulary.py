@@ -12,8 +12,12 @@ from onebest.cli import Command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("sources", nargs="+", type=Path,
-                        help="lhotse manifests (.jsonl, .jsonl.gz), LibriSpeech folders, or texts (.txt, .txt.gz)")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        help="lhotse manifests (.jsonl, .jsonl.gz), LibriSpeech folders, or texts (.txt, .txt.gz)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the sentencepiece model to write")
     parser.add_argument("--size", type=int, default=500)
 

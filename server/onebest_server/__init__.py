@@ -1,0 +1,1 @@
+"""The websocket server; it comes with a later release."""
