@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,10 +21,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-SAMPLES = Path(__file__).parents[1] / "runtime" / "onebest" / "samples"
+from machine import describe_machine, describe_versions
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 CLIP_SECONDS, COLD_SECONDS = 30, 10
 THREADS = (1, 2)
 
@@ -253,9 +253,7 @@ def report(
                 "clip_seconds": CLIP_SECONDS,
                 "repeats": arguments.repeats,
                 "machine": describe_machine(),
-                "versions": {
-                    name: version(name) for name in ("onebest", "onnxruntime", "sherpa-onnx", "numpy")
-                },
+                "versions": describe_versions("onebest", "onnxruntime", "sherpa-onnx", "numpy"),
             }
         )
     )
@@ -266,19 +264,6 @@ def print_row(name: str, row: dict) -> None:
         f"{name:24}{row['onebest']:10.4f}{row['sherpa_onnx']:13.4f}{row['speedup']:10.2f}"
         f"   {row['lowest']:.2f}..{row['highest']:.2f}"
     )
-
-
-def describe_machine() -> dict:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-    }
 
 
 if __name__ == "__main__":

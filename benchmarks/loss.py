@@ -11,8 +11,6 @@ of the largest size.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,11 +19,11 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torchaudio
+from machine import describe_machine, describe_versions
 from torch import Tensor
 
 from onebest_training.band import band_starts, banded_transducer_loss
@@ -121,18 +119,8 @@ def summary(rows: list[dict[str, object]]) -> dict[str, object]:
         "speedup_vs_torchaudio": rows[-1]["speedup"],
         "memory_vs_torchaudio": rows[-1]["memory_ratio"],
         "rows": rows,
-        "machine": {
-            "processor": processor_name(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "system": platform.platform(),
-            "load_average": round(os.getloadavg()[0], 2),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "torchaudio": version("torchaudio"),
-        },
+        "machine": {**describe_machine(), "threads": torch.get_num_threads()},
+        "versions": describe_versions("torch", "torchaudio"),
     }
 
 
@@ -195,15 +183,6 @@ def peak_resident_mb() -> float:
         return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
