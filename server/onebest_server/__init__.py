@@ -1,1 +1,1 @@
-"""The websocket server; it comes with a later release."""
+"""The server: speech recognition over websockets. Nothing here yet; the name is reserved."""
