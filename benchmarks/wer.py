@@ -2,8 +2,8 @@
 
     python benchmarks/wer.py MANIFEST [--model DIR] [--jobs N] [--limit N]
 
-Each row is ``onebest evaluate``, the shipped runtime, with another chunk length; offline is one chunk that holds
-the longest utterance. The last line is JSON.
+Each row is ``onebest evaluate``, the shipped runtime, with another chunk length; offline is one chunk that
+holds the longest utterance. The last line is JSON.
 """
 
 from __future__ import annotations
