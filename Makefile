@@ -1,0 +1,70 @@
+# make test is all a fresh checkout needs: it makes .venv first. PYTHON=python3.12 chooses another Python.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RESULTS := benchmarks/results
+SAMPLE := samples/librispeech-2412-153954-0000.flac
+
+.PHONY: setup test lint format types imports check bench bench-wer bench-decode bench-loss tables wheel clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	touch $@
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+check: lint types imports test
+
+# Each benchmark's last line is its result. DEV is a lhotse manifest or a folder laid out like LibriSpeech.
+bench: bench-loss bench-decode bench-wer
+
+bench-loss: $(STAMP)
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/loss.py | tee $(RESULTS)/loss.tmp
+	tail -n 1 $(RESULTS)/loss.tmp > $(RESULTS)/loss.json && rm $(RESULTS)/loss.tmp
+
+bench-decode: $(STAMP)
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/decode.py --audio $(SAMPLE) | tee $(RESULTS)/decode.tmp
+	tail -n 1 $(RESULTS)/decode.tmp > $(RESULTS)/decode.json && rm $(RESULTS)/decode.tmp
+
+bench-wer: $(STAMP)
+	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/wer.py $(DEV) | tee $(RESULTS)/wer.tmp
+	tail -n 1 $(RESULTS)/wer.tmp > $(RESULTS)/wer.json && rm $(RESULTS)/wer.tmp
+
+# The README's tables, from the results above.
+tables: $(STAMP)
+	$(BIN)/python benchmarks/tables.py
+
+# The sdist, and the wheel built from it.
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
