@@ -6,12 +6,10 @@ Axis legend: F feature frames (10 ms), 80 mel bins.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from onebest.frontend import SILENCE
+from onebest.frontend import SILENCE, FloatArray
 from onebest_training.config import AugmentConfig
 
-FloatArray = npt.NDArray[np.float32]
 #: Nats of energy in a decibel, and the first bin that lies above 4 kHz.
 NATS_PER_DB = float(np.log(10.0) / 10.0)
 TELEPHONE_BIN = 59
@@ -44,7 +42,7 @@ def augment(
 
 
 def change_speed(features: FloatArray, factor: float) -> FloatArray:
-    """Return features played ``factor`` times as fast, frames interpolated in a straight line; pitch stays."""
+    """Return features played ``factor`` times as fast, by linear interpolation of frames; pitch stays."""
     count = max(1, round(len(features) / factor))
     at = np.linspace(0.0, len(features) - 1.0, count, dtype=np.float32)
     low = at.astype(np.int64)
@@ -54,11 +52,15 @@ def change_speed(features: FloatArray, factor: float) -> FloatArray:
 
 
 def mix_noise(features: FloatArray, noise: FloatArray, snr_db: float, rng: np.random.Generator) -> FloatArray:
-    """Return features with the noise, repeated as needed from a random start, at a ratio of mean energies in dB."""
+    """Return features with the noise, repeated as needed from a random start.
+
+    ``snr_db`` is the ratio of the mean energies of speech and noise in dB.
+    """
     start = int(rng.integers(len(noise)))
     noise = np.take(noise, np.arange(start, start + len(features)), axis=0, mode="wrap")
     ratio = np.log(np.exp(features).mean()) - np.log(np.exp(noise).mean())
-    return np.logaddexp(features, noise + np.float32(ratio - snr_db * NATS_PER_DB)).astype(np.float32)
+    mixed: FloatArray = np.logaddexp(features, noise + np.float32(ratio - snr_db * NATS_PER_DB))
+    return mixed.astype(np.float32)
 
 
 def spec_augment(features: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:

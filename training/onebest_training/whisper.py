@@ -1,11 +1,14 @@
 """First weights from a Whisper encoder stored by CTranslate2 (the only form that package indexes carry).
 
-Layout of the file, little-endian: u32 version, string specification, u32 revision, u32 count of variables; each
-variable is a string name, u8 rank, u32 per dimension, u8 type, u32 bytes, data. A string is u16 length, then bytes
-that end in a NUL.
+Layout of the file, little-endian: u32 version, string specification, u32 revision, u32 count of variables;
+each variable is a string name, u8 rank, u32 per dimension, u8 type, u32 bytes, data. A string is u16 length,
+then bytes that end in a NUL.
 
-Whisper's features are another mel scale than ours, its log10 normalised by the clip's own maximum. A linear map of our
-bins, fitted by least squares, stands in for them; it becomes the first layer of the encoder and trains on.
+Whisper's features are another mel scale than ours, its log10 normalised by the clip's own maximum. A linear
+map of our bins, fitted by least squares, stands in for them; it becomes the first layer of the encoder and
+trains on.
+
+Axis legend: S samples, F feature frames (10 ms).
 """
 
 from __future__ import annotations
@@ -17,12 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from onebest.errors import ModelError
-from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, compute_features
+from onebest.errors import DataError, ModelError
+from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FloatArray, compute_features
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _FFT_SAMPLES = 400
@@ -63,13 +65,19 @@ def _read_variable(file: BinaryIO) -> tuple[str, Tensor]:
 
 
 def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the variables of a Whisper encoder to the parameters of ``Encoder`` (stem, blocks, final norm)."""
+    """Rename the variables of a Whisper encoder to the parameters of ``Encoder``, but for the stem's map.
+
+    Raises:
+        ModelError: the weights are quantised, or one is missing.
+    """
+    if quantised := sorted(name for name, value in variables.items() if value.dtype == torch.int8):
+        raise ModelError(f"{quantised[0]} is quantised to int8. Convert the model in float16 or float32.")
 
     def pair(ours: str, theirs: str, weight: str = "weight", bias: str = "bias") -> dict[str, Tensor]:
-        return {
-            f"{ours}.weight": variables[f"encoder/{theirs}/{weight}"],
-            f"{ours}.bias": variables[f"encoder/{theirs}/{bias}"],
-        }
+        names = {f"{ours}.weight": f"encoder/{theirs}/{weight}", f"{ours}.bias": f"encoder/{theirs}/{bias}"}
+        if missing := [name for name in names.values() if name not in variables]:
+            raise ModelError(f"{missing[0]} is missing. Expected the variables of a Whisper encoder.")
+        return {key: variables[name] for key, name in names.items()}
 
     weights = pair("stem.conv1", "conv1") | pair("stem.conv2", "conv2")
     weights |= pair("norm", "layer_norm", "gamma", "beta")
@@ -86,8 +94,11 @@ def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def whisper_features(samples: npt.NDArray[np.float32]) -> Tensor:
-    """Return Whisper's own features [F, 80] of samples [S]: log10 mel, clipped 8 below the clip's maximum, (x+4)/4."""
+def whisper_features(samples: FloatArray) -> Tensor:
+    """Return Whisper's own features [F, 80] of samples [S].
+
+    They are log10 mel energies, clipped at 8 below the clip's maximum, then (x + 4) / 4.
+    """
     from torchaudio.functional import melscale_fbanks
 
     window = torch.hann_window(_FFT_SAMPLES)
@@ -102,12 +113,17 @@ def whisper_features(samples: npt.NDArray[np.float32]) -> Tensor:
     return (log_mel.clamp(min=float(log_mel.max()) - 8.0) + 4.0) / 4.0
 
 
-def fit_feature_map(utterances: list[npt.NDArray[np.float32]]) -> tuple[Tensor, Tensor, float]:
+def fit_feature_map(utterances: list[FloatArray]) -> tuple[Tensor, Tensor, float]:
     """Fit Whisper's features as a linear map of ours by least squares.
 
     Returns:
         The weight [80, 80], the bias [80], and the share of variance explained (R2).
+
+    Raises:
+        DataError: there are no utterances.
     """
+    if not utterances:
+        raise DataError("no speech to fit the feature map on. Give a manifest with some.")
     ours, theirs = [], []
     for samples in utterances:
         x, y = torch.from_numpy(compute_features(samples)), whisper_features(samples)

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Rename the weights, fit the feature map, write both."""
     import torch
 
-    from onebest_training.features import load_cuts, read_cuts
+    from onebest.cuts import load_cuts, read_cuts
     from onebest_training.whisper import encoder_weights, fit_feature_map, read_ctranslate2
 
     weights = encoder_weights(read_ctranslate2(arguments.model))

@@ -23,11 +23,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the manifest, compute the features, write the store."""
     from rich.progress import Progress
 
-    from onebest_training.features import SampleAugmentation, make_store, read_cuts
+    from onebest.cuts import read_cuts
+    from onebest_training.features import SampleAugmentation, make_store
 
     if arguments.store.exists():
         raise DataError(f"{arguments.store} exists already. Remove it to make it again.")
-    cuts = read_cuts(arguments.manifest)
+    cuts = list(read_cuts(arguments.manifest))
     augmentation = SampleAugmentation(arguments.speed, arguments.reverberation, arguments.seed)
     with Progress() as progress:
         task = progress.add_task("features", total=sum(cut.duration for cut in cuts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onebest.cli import Command
@@ -24,14 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def texts_of(source: Path) -> Iterator[str]:
     """Give the normalised sentences of a manifest or a text file."""
+    from onebest.cuts import Cut, read_cuts
     from onebest.normalize import normalize_text
-    from onebest_training.features import read_cuts
 
     if source.name.endswith((".txt", ".txt.gz")):
         with (gzip.open if source.suffix == ".gz" else open)(source, "rt", encoding="utf-8") as lines:
             yield from filter(None, map(normalize_text, lines))
     else:
-        for cut in read_cuts(source):
+        cuts: Iterable[Cut] = read_cuts(source)
+        for cut in cuts:
             for supervision in cut.supervisions:
                 if text := normalize_text(supervision.text or ""):
                     yield text
