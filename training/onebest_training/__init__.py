@@ -2,13 +2,15 @@
 
 The stages, one file each:
 
-- ``config``: a strict TOML file -> frozen dataclasses
+- ``strict``, ``config``: a TOML file -> frozen dataclasses, checked
 - ``features``: lhotse cuts -> a store of log-mel features on disk (``onebest prepare``)
 - ``vocabulary``: text -> a 500-piece BPE model
-- ``whisper``: a Whisper encoder in CTranslate2 form -> the first weights of ours (``onebest convert-encoder``)
+- ``whisper``: a Whisper encoder in CTranslate2 form -> first weights of ours (``onebest convert-encoder``)
 - ``encoder``, ``transducer``: the model
-- ``lattice``, ``band``: the transducer loss, in full and on a band around a known path
+- ``planes``, ``lattice``, ``band``: joiner outputs -> the transducer loss, whole or on a band around a path
+- ``losses``: what a stage minimises
 - ``batches``, ``augment``: the store -> batches in a fixed order, augmented
-- ``trainer``, ``checkpoint``: batches -> a trained checkpoint, resumable at any step (``onebest train``)
+- ``trainer``, ``checkpoint``, ``runlog``: batches -> a trained checkpoint and its log, resumable at any step
+  (``onebest train``)
 - ``decode``: a checkpoint -> text, for the error rate on dev while training
 """

@@ -1,4 +1,4 @@
-"""Batches of a run: in which order, and what is in them, follows from the seed alone, so a run can resume anywhere.
+"""Batches of a run; their order and content follow from the seed alone, so a run can resume anywhere.
 
 Axis legend: B batch, F feature frames (10 ms), T encoder frames (40 ms), U labels.
 """
@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from lhotse.cut import Cut
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from onebest.cuts import Cut
 from onebest.errors import DataError
-from onebest.frontend import NUM_BINS, SILENCE
+from onebest.frontend import NUM_BINS, SILENCE, FloatArray
 from onebest.normalize import normalize_text
-from onebest_training.augment import FloatArray, augment
+from onebest_training.augment import augment
 from onebest_training.config import AugmentConfig, DataConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import FeatureStore
@@ -49,6 +49,16 @@ class Batch(NamedTuple):
     label_lengths: Tensor
     texts: list[str]
 
+    @property
+    def seconds(self) -> float:
+        """The audio in it, with the silence behind the utterances."""
+        return self.features.shape[0] * self.features.shape[1] / FRAMES_PER_SECOND
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        features, frame_lengths, labels, label_lengths = (part.to(device) for part in self[:4])
+        return Batch(features, frame_lengths, labels, label_lengths, self.texts)
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -72,7 +82,7 @@ def load_utterances(
     kept: list[Utterance] = []
     left_out: dict[str, int] = {}
     for cut in store.cuts:
-        text = normalize_text(cut.supervisions[0].text or "") if cut.supervisions else ""
+        text = normalize_text(" ".join(segment.text or "" for segment in cut.supervisions))
         labels = tuple(tokens.encode(text))
         weight = (weights or {}).get((cut.custom or {}).get("corpus", ""), default_weight)
         cause = _cause_to_leave_out(cut, labels, max_seconds)
@@ -96,11 +106,17 @@ def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float) -> 
 
 
 def plan_pass(utterances: list[Utterance], batch_seconds: float, seed: int, number: int) -> list[list[int]]:
-    """Return the batches of pass ``number``, each a list of indices; similar durations share a batch."""
+    """Return the batches of pass ``number``, each a list of indices; similar durations share a batch.
+
+    Raises:
+        DataError: the weights take no utterance at all in this pass.
+    """
     rng = np.random.default_rng((seed, number))
     weights = np.array([utterance.weight for utterance in utterances])
     copies = np.floor(weights + rng.random(len(weights))).astype(np.int64)
     chosen = np.repeat(np.arange(len(utterances)), copies)
+    if not len(chosen):
+        raise DataError(f"pass {number} over the data is empty. Raise the weights of the corpora.")
     durations = np.array([utterances[index].cut.duration for index in chosen])
     chosen = chosen[np.argsort(durations * rng.uniform(0.95, 1.05, len(durations)))]
     batches: list[list[int]] = [[]]
@@ -115,7 +131,13 @@ def plan_pass(utterances: list[Utterance], batch_seconds: float, seed: int, numb
 
 
 def pad_batch(features: list[FloatArray], tails: list[int], utterances: list[Utterance]) -> Batch:
-    """Put utterances together; ``tails`` are frames of silence behind each, beyond what fills its last frame."""
+    """Put utterances together.
+
+    Args:
+        features: [F, 80] of each.
+        tails: 10 ms frames of silence behind each, beyond what fills its last encoder frame.
+        utterances: their labels and texts.
+    """
     lengths = [
         max(1, -(-(len(f) + tail - PAD_FRAMES) // SUBSAMPLING))
         for f, tail in zip(features, tails, strict=True)
@@ -135,7 +157,7 @@ def pad_batch(features: list[FloatArray], tails: list[int], utterances: list[Utt
 
 
 class PassDataset(Dataset[Batch]):
-    """The batches of one pass, by index."""
+    """The batches of one pass, by index; the run's seed and the pass's number decide everything."""
 
     def __init__(
         self,
@@ -143,12 +165,11 @@ class PassDataset(Dataset[Batch]):
         noise: FeatureStore | None,
         config: DataConfig,
         augmentation: AugmentConfig,
-        seed: int,
-        number: int,
+        seed_and_number: tuple[int, int],
     ):
         self._utterances, self._noise, self._augmentation = utterances, noise, augmentation
-        self._tail_frames, self._seed = config.tail_frames, (seed, number)
-        self.plan = plan_pass(utterances, config.batch_seconds, seed, number)
+        self._tail_frames, self._seed = config.tail_frames, seed_and_number
+        self.plan = plan_pass(utterances, config.batch_seconds, *seed_and_number)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -192,10 +213,16 @@ def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
 
 
 def load_dev(config: DataConfig, tokens: TextEncoder) -> dict[str, list[Utterance]]:
-    """Return the first ``dev_cuts`` utterances of each corpus of the dev store."""
+    """Return the first ``dev_cuts`` utterances of each corpus of the dev store.
+
+    Raises:
+        DataError: nothing usable is in it.
+    """
     corpora: dict[str, list[Utterance]] = {}
     for utterance in load_utterances(FeatureStore(Path(config.dev)), tokens, max_seconds=1e9):
         corpora.setdefault((utterance.cut.custom or {}).get("corpus", "dev"), []).append(utterance)
+    if not corpora:
+        raise DataError(f"{config.dev}: no utterance to measure on. Expected cuts with text.")
     return {
         name: sorted(members, key=lambda u: u.cut.id)[: config.dev_cuts] for name, members in corpora.items()
     }

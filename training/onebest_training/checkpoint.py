@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, and the model that it stands for."""
+"""Checkpoints: all that a run needs to go on as if it had never stopped, and the model it stands for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebest.errors import ModelError
-from onebest_training.config import ModelConfig, TrainConfig, from_dict, to_dict
+from onebest.errors import ConfigError, ModelError
+from onebest_training.config import ModelConfig, TrainConfig
+from onebest_training.strict import from_dict, to_dict
 from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
 
@@ -92,25 +93,38 @@ def load(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({error}).") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ModelError(f"{path}: not a checkpoint of this version of onebest (format {FORMAT}).")
-    return Checkpoint(
-        **{**content, "position": from_dict(Position, content["position"], f"{path}: position")}
-    )
+    try:
+        position = from_dict(Position, content.pop("position"), "position")
+        return Checkpoint(**content, position=position)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ModelError(f"{path}: not a whole checkpoint ({error}).") from error
 
 
 def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
-    """Return the averaged model of a checkpoint, ready for use, and its vocabulary."""
+    """Return the averaged model of a checkpoint, ready for use, its vocabulary and the checkpoint.
+
+    Raises:
+        ModelError: as ``load`` does, or the weights do not fit the configuration beside them.
+    """
     checkpoint = load(path)
-    model = Transducer(from_dict(ModelConfig, checkpoint.config["model"], f"{path}: model"))
-    model.load_state_dict({name: value.float() for name, value in checkpoint.average.items()})
+    try:
+        model = Transducer(from_dict(ModelConfig, checkpoint.config["model"], "model"))
+        model.load_state_dict({name: value.float() for name, value in checkpoint.average.items()})
+    except (KeyError, RuntimeError, ConfigError) as error:
+        raise ModelError(f"{path}: the weights do not fit the configuration ({error}).") from error
     return model.eval(), TextEncoder(checkpoint.tokens), checkpoint
 
 
 def save_half(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint's averaged model alone in half precision: enough to export or to start another run from."""
+    """Write a checkpoint's averaged model alone, in half precision: enough to export it."""
     half = {name: value.half() for name, value in checkpoint.average.items()}
     save(replace(checkpoint, weights={}, average=half, optimizer={}), path)
 
 
 def run_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
-    """Return the configuration of the run that wrote a checkpoint."""
+    """Return the configuration of the run that wrote a checkpoint.
+
+    Raises:
+        ConfigError: it is of another version of onebest.
+    """
     return from_dict(TrainConfig, checkpoint.config, f"{path}: config")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 from onebest.errors import ConfigError
+from onebest.frontend import NUM_BINS
+from onebest_training.strict import from_dict, require
 
-T = TypeVar("T")
+TRAINS = ("all", "heads", "new")
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,10 @@ class BlockConfig:
     count: int
     feed_forward: int
     convolution_kernel: int = 0
+
+    def __post_init__(self) -> None:
+        require(min(self.count, self.feed_forward) > 0, "a count and a feed_forward above 0")
+        require(self.convolution_kernel >= 0, "a convolution_kernel of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class EncoderConfig:
     dropout: float = 0.0
     layer_drop: float = 0.0
 
+    def __post_init__(self) -> None:
+        require(self.width > 2 and self.width % 2 == 0, "an even width")
+        require(self.heads > 0 and self.width % self.heads == 0, "heads that share the width evenly")
+        require(self.position_period > 0 and self.position_period % 2 == 0, "an even position_period")
+        require(len(self.blocks) > 0, "at least one run of blocks")
+        require(0 <= self.dropout < 1 and 0 <= self.layer_drop < 1, "dropout and layer_drop from 0 to 1")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -68,6 +77,12 @@ class ModelConfig:
     predictor_width: int = 256
     joiner_width: int = 384
 
+    def __post_init__(self) -> None:
+        require(self.vocabulary_size > 3, "a vocabulary_size above 3: blank, end and unknown come first")
+        require(self.context_size > 0, "a context_size above 0")
+        require(self.predictor_width > 0 and self.predictor_width % 4 == 0, "a predictor_width of 4, 8, ...")
+        require(self.joiner_width > 0, "a joiner_width above 0")
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -83,6 +98,9 @@ class SourceConfig:
     store: str
     weights: dict[str, float] = field(default_factory=dict)
     default_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(min(self.default_weight, *self.weights.values(), 1.0) >= 0, "weights of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,12 @@ class DataConfig:
     tail_frames: int = 64
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        require(len(self.train) > 0, "at least one store to train on")
+        require(self.dev_cuts > 0, "dev_cuts above 0")
+        require(min(self.batch_seconds, self.max_seconds) > 0, "batch_seconds and max_seconds above 0")
+        require(min(self.tail_frames, self.workers) >= 0, "tail_frames and workers of 0 or more")
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -137,6 +161,15 @@ class AugmentConfig:
     time_mask_rate: float = 0.0
     time_width: int = 25
 
+    def __post_init__(self) -> None:
+        require(self.noise_snr_db[0] <= self.noise_snr_db[1], "noise_snr_db from the lowest to the highest")
+        require(self.volume >= 0 and 0 <= self.speed < 1, "volume of 0 or more, speed from 0 to 1")
+        require(min(self.noise_probability, self.band_probability) >= 0, "probabilities from 0 to 1")
+        require(max(self.noise_probability, self.band_probability) <= 1, "probabilities from 0 to 1")
+        require(0 <= self.frequency_width <= NUM_BINS, f"frequency_width from 0 to {NUM_BINS}")
+        counts = (self.frequency_masks, self.time_mask_rate, self.time_width)
+        require(min(counts) >= 0, "masks of 0 or more")
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -145,7 +178,8 @@ class LossConfig:
     Attributes:
         ctc: the CTC head's loss a label.
         transducer: the transducer loss a label.
-        band: labels a frame on which the lattice is evaluated, around the CTC head's path; 0 takes the lattice whole.
+        band: nodes a frame on which the lattice is evaluated, around the CTC head's path, at least 2; 0 takes
+            the whole lattice.
         fastemit: FastEmit's scale of label gradients (arXiv 2010.11148).
         delay_penalty: added to label scores by earliness (arXiv 2211.00490).
         self_distillation: squared error of the chunked encoder's output against its own full-context output.
@@ -158,6 +192,12 @@ class LossConfig:
     delay_penalty: float = 0.0
     self_distillation: float = 0.0
 
+    def __post_init__(self) -> None:
+        terms = (self.ctc, self.transducer, self.self_distillation)
+        require(min(terms) >= 0 and max(terms) > 0, "losses of 0 or more, and one above 0")
+        require(self.band == 0 or self.band > 1, "a band of 0 or at least 2")
+        require(min(self.fastemit, self.delay_penalty) >= 0, "fastemit and delay_penalty of 0 or more")
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -166,13 +206,14 @@ class StageConfig:
     Attributes:
         name: for the log.
         steps: optimiser steps.
-        trains: "all", or "heads" for everything but the encoder, or "new" for heads and the blocks that do not come
-            from elsewhere.
+        trains: "all", or "heads" for everything but the encoder, or "new" for the heads and what of the
+            encoder does not come from elsewhere.
         learning_rate: of the heads and of new blocks.
         encoder_learning_rate: of the blocks that came trained; equal to ``learning_rate`` when 0.
         warmup_steps: steps over which both rise from 0.
         decay_steps: steps at the end over which both fall to 0 in a straight line.
-        chunk_frames: chunk sizes in 40 ms frames to draw from, 0 for full context; equally likely, so repeat to weigh.
+        chunk_frames: chunk sizes in 40 ms frames to draw from, 0 for full context; equally likely, so repeat
+            one to weigh it.
         left_frames: left contexts to draw from.
         loss, augment: what is minimised, and on what.
     """
@@ -189,18 +230,31 @@ class StageConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        require(self.trains in TRAINS, f"trains to be one of {', '.join(TRAINS)}, not {self.trains!r}")
+        require(self.steps > 0, "steps above 0")
+        require(min(self.learning_rate, self.encoder_learning_rate) >= 0, "learning rates of 0 or more")
+        require(min(self.warmup_steps, self.decay_steps) >= 0, "warmup_steps and decay_steps of 0 or more")
+        require(min(self.chunk_frames, default=-1) >= 0, "chunk_frames with sizes of 0 or more")
+        require(min(self.left_frames, default=-1) >= 0, "left_frames with sizes of 0 or more")
+        on_labels = self.loss.ctc > 0 or self.loss.transducer > 0
+        whole = self.trains == "heads" or 0 in self.chunk_frames
+        require(on_labels or not whole, "ctc or transducer where heads train or chunk_frames hold 0")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A whole run.
 
     Attributes:
-        initial_encoder: checkpoint of a pre-trained encoder for the first blocks, or empty for random weights.
+        initial_encoder: weights of a pre-trained encoder for the first blocks, or empty for random ones.
         seed: of everything random.
         bf16: autocast to bfloat16.
         weight_decay, gradient_clip: AdamW's, and the largest norm of a gradient.
         average_decay: of the exponential average of weights, which is what gets measured and exported.
-        checkpoint_minutes, log_steps, evaluate_steps: how often.
+        checkpoint_minutes: a checkpoint is written with the first row of the log that comes so much after the
+            last one, and at the end of each stage.
+        log_steps, evaluate_steps: how often.
         evaluate_chunk_frames: the chunk sizes at which dev is measured, 0 for full context.
     """
 
@@ -218,62 +272,24 @@ class TrainConfig:
     evaluate_steps: int = 400
     evaluate_chunk_frames: tuple[int, ...] = (16,)
 
+    def __post_init__(self) -> None:
+        require(len(self.stages) > 0, "at least one stage")
+        require(self.seed >= 0, "a seed of 0 or more")
+        require(min(self.log_steps, self.evaluate_steps) > 0, "log_steps and evaluate_steps above 0")
+        require(0 <= self.average_decay < 1, "average_decay from 0 to 1")
+        require(self.gradient_clip > 0, "gradient_clip above 0")
+        require(min(self.evaluate_chunk_frames, default=-1) >= 0, "evaluate_chunk_frames with sizes")
+
 
 def load_config(path: Path) -> TrainConfig:
     """Read a run's TOML file.
 
     Raises:
-        ConfigError: the file is missing or no TOML, a key is unknown or missing, a value has the wrong type.
+        ConfigError: the file is missing or no TOML, a key is unknown or missing, a value has the wrong type
+            or is impossible.
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
     return from_dict(TrainConfig, values, str(path))
-
-
-def from_dict(kind: type[T], values: Any, where: str) -> T:
-    """Build a dataclass from plain values, strictly.
-
-    Raises:
-        ConfigError: as in ``load_config``; ``where`` names the place.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a table, got {values!r}.")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - fields.keys()):
-        raise ConfigError(f"{where}: unknown {', '.join(unknown)}. Known here: {', '.join(sorted(fields))}.")
-    required = {
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    if missing := sorted(required - values.keys()):
-        raise ConfigError(f"{where}: {', '.join(missing)} missing.")
-    return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    origin, parameters = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast("type[Any]", kind), value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [parameters[0]] * len(value) if parameters[-1] is Ellipsis else list(parameters)
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where}: expected {len(kinds)} values, got {len(value)}.")
-        return tuple(
-            _convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
-        )
-    if origin is dict and isinstance(value, dict):
-        return {key: _convert(parameters[1], v, f"{where}.{key}") for key, v in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    if not isinstance(kind, types.GenericAlias) and type(value) is kind:
-        return value
-    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}.")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain values, for a checkpoint or a model card."""
-    return dataclasses.asdict(config)

@@ -85,6 +85,7 @@ def count_errors(
         found = transducer_greedy(model, encoded, lengths), ctc_greedy(model.ctc(encoded), lengths)
         for text, *hypotheses in zip(batch.texts, *found, strict=True):
             words = text.split()
-            errors = [edit_distance(words, tokens.decode(h).split())["total"] for h in hypotheses]
-            total = ErrorCount(*(a + b for a, b in zip(total, (*errors, len(words)), strict=True)))
+            errors = [int(edit_distance(words, tokens.decode(h).split())["total"]) for h in hypotheses]
+            by_transducer, by_ctc = total.transducer_errors + errors[0], total.ctc_errors + errors[1]
+            total = ErrorCount(by_transducer, by_ctc, total.words + len(words))
     return total

@@ -1,4 +1,4 @@
-"""The encoder: log-mel frames in, one vector for every 40 ms out, offline or chunk by chunk with the same weights.
+"""The encoder: log-mel frames in, a vector for every 40 ms out, offline or in chunks with the same weights.
 
 Whole utterances run under a mask (``Encoder.forward``), streams chunk by chunk with an explicit state
 (``Encoder.forward_chunk``); both go through the same blocks and give the same output.
@@ -63,7 +63,7 @@ def chunk_mask(frames: int, chunk: int, left: int, lengths: Tensor) -> Tensor:
 
 
 class Stem(nn.Module):
-    """Linear map of the bins, two convolutions, the second with stride 2, and the mean of each pair of frames.
+    """Linear map of the bins, two convolutions, the second with stride 2, the mean of each pair of frames.
 
     Nothing is padded: T frames need 4T + 3 feature frames, and frame t sees features 4t to 4t + 6.
     """
@@ -105,9 +105,9 @@ class Attention(nn.Module):
             The output [B, T, D] and the cache with the new frames appended, [B, left+T, 2D].
         """
         width = self.out.in_features
-        query, new = self.qkv(x).split((width, 2 * width), 2)
+        query, new = torch.split(self.qkv(x), [width, 2 * width], 2)
         memory = torch.cat((cache, new), 1)
-        key, value = memory.split((width, width), 2)
+        key, value = torch.split(memory, [width, width], 2)
         query, key, value = (
             part.reshape(part.shape[0], part.shape[1], self.heads, width // self.heads).transpose(1, 2)
             for part in (query, key, value)
@@ -152,7 +152,7 @@ class Block(nn.Module):
         self.feed_forward_out = nn.Linear(block.feed_forward, config.width)
 
     def start_as_identity(self) -> None:
-        """Set what each part adds to zero, so that a new block on a trained stack changes nothing at first."""
+        """Set what each part adds to zero, so that a new block on a trained stack changes nothing yet."""
         outs = [self.attention.out, self.feed_forward_out] + ([self.convolution.out] if self.kernel else [])
         for linear in outs:
             nn.init.zeros_(linear.weight)
@@ -161,7 +161,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, attention_cache: Tensor, convolution_cache: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run x [B, T, D] behind the caches; return the new x and both caches with the new frames appended."""
+        """Run x [B, T, D] behind the caches; return the new x and both caches with the frames appended."""
         y, attention_memory = self.attention(self.attention_norm(x), mask, attention_cache)
         x = x + self._drop(y)
         convolution_memory = convolution_cache
@@ -180,17 +180,17 @@ class Block(nn.Module):
 
 
 def sinusoids(width: int, period: int) -> Tensor:
-    """Return Whisper's position vectors for frames of 40 ms, [period/2, D]; streams start again after the last.
+    """Return Whisper's position vectors for frames of 40 ms, [period/2, D]; a stream starts again after them.
 
-    sin and cos of t / 10000^(k/(D/2-1)) with t in steps of 20 ms; a frame of 40 ms takes the mean of two steps. Positions
-    that run on for hours would leave what the weights know; sinusoids made periodic do worse than starting again, which
-    training sees because utterances begin anywhere in the period.
+    sin and cos of t / 10000^(k/(D/2-1)) with t in steps of 20 ms; a frame of 40 ms takes the mean of two
+    steps. Positions that run on for hours would leave what the weights know; sinusoids made periodic do worse
+    than starting again, which training sees because utterances begin anywhere in the period.
     """
     half = width // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / (half - 1))
     angle = torch.arange(period, dtype=torch.float64)[:, None] * frequency
     table = torch.cat((angle.sin(), angle.cos()), 1)
-    return table.unflatten(0, (-1, 2)).mean(1).float()
+    return table.view(-1, 2, width).mean(1).float()
 
 
 class Encoder(nn.Module):
@@ -213,11 +213,11 @@ class Encoder(nn.Module):
 
     def initial_state(self, batch: int, left: int) -> EncoderState:
         """Return the state of ``batch`` streams before their first chunk, with ``left`` frames of context."""
-        count, width = len(self.blocks), self.config.width
+        count, width, device = len(self.blocks), self.config.width, self.positions.device
         return EncoderState(
-            torch.zeros(count, left, batch, 2 * width),
-            torch.zeros(count, self.convolution_frames, batch, width),
-            torch.zeros(batch, dtype=torch.int64),
+            torch.zeros(count, left, batch, 2 * width, device=device),
+            torch.zeros(count, self.convolution_frames, batch, width, device=device),
+            torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
     def forward(self, features: Tensor, lengths: Tensor, chunk: int, left: int, start: int = 0) -> Tensor:
@@ -242,7 +242,8 @@ class Encoder(nn.Module):
         convolution = x.new_zeros(len(x), self.convolution_frames, self.config.width)
         for block in self.blocks:
             x, _, _ = block(x, mask, attention, convolution)
-        return self.norm(x)
+        encoded: Tensor = self.norm(x)
+        return encoded
 
     def forward_chunk(self, features: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
         """Encode the next chunk of streams.

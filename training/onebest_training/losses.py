@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from onebest_training.band import band_nodes, band_starts, banded_transducer_loss, ctc_viterbi
 from onebest_training.batches import Batch
-from onebest_training.config import StageConfig
+from onebest_training.config import LossConfig, StageConfig
 from onebest_training.lattice import transducer_loss
 from onebest_training.transducer import BLANK, Transducer
 
@@ -20,7 +20,9 @@ from onebest_training.transducer import BLANK, Transducer
 def compute_losses(
     model: Transducer, batch: Batch, stage: StageConfig, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Return the weighted sum under "loss" and each part, a label (or a frame, for self-distillation).
+    """Return the weighted sum under "loss" and each part, a label (or a value, for self-distillation).
+
+    Under "left_out" stands how many utterances have too many labels for an alignment; they count for nothing.
 
     Args:
         model: in training mode.
@@ -32,23 +34,35 @@ def compute_losses(
     start = int(rng.integers(len(model.encoder.positions)))
     with torch.set_grad_enabled(stage.trains != "heads"):
         encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left, start)
-    weights, losses = stage.loss, {}
-    log_probs = model.ctc(encoded).float().log_softmax(2) if weights.ctc or weights.transducer else None
-    if weights.ctc and log_probs is not None:
-        losses["ctc"] = ctc_loss(log_probs, batch)
-    if weights.transducer and log_probs is not None:
-        losses["transducer"] = transducer_term(model, encoded, log_probs.detach(), batch, stage)
+    weights, losses, fits = stage.loss, {}, labels_fit(batch)
+    if weights.ctc or weights.transducer:
+        log_probs = model.ctc(encoded).float().log_softmax(2)
+        if weights.ctc:
+            losses["ctc"] = ctc_loss(log_probs, batch, fits)
+        if weights.transducer:
+            losses["transducer"] = transducer_loss_of(model, encoded, log_probs.detach(), batch, weights)
     if weights.self_distillation and chunk:
         with torch.no_grad():
             whole = model.encoder(batch.features, batch.frame_lengths, 0, 0, start)
-        valid = torch.arange(encoded.shape[1], device=encoded.device) < batch.frame_lengths[:, None]
-        losses["self_distillation"] = (encoded - whole).square().mean(2)[valid].mean()
+        losses["self_distillation"] = self_distillation_loss(encoded, whole, batch.frame_lengths)
     losses["loss"] = torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
+    losses["left_out"] = (~fits).sum().float()
     return losses
 
 
-def ctc_loss(log_probs: Tensor, batch: Batch) -> Tensor:
-    """Return the CTC loss a label of log-probabilities [B, T, V]."""
+def labels_fit(batch: Batch) -> Tensor:
+    """Return for which utterances an alignment with CTC's rules exists, [B].
+
+    CTC needs a frame for each label and one more between equal neighbours. A band of two nodes or more needs
+    less. The others would lose infinitely much, so they count for nothing.
+    """
+    labels, place = batch.labels, torch.arange(batch.labels.shape[1], device=batch.labels.device)
+    repeated = (labels[:, 1:] == labels[:, :-1]) & (place[1:] < batch.label_lengths[:, None])
+    return batch.label_lengths + repeated.sum(1) <= batch.frame_lengths
+
+
+def ctc_loss(log_probs: Tensor, batch: Batch, fits: Tensor) -> Tensor:
+    """Return the CTC loss a label of log-probabilities [B, T, V], over the utterances [B] that fit."""
     total = functional.ctc_loss(
         log_probs.transpose(0, 1),
         batch.labels,
@@ -58,11 +72,11 @@ def ctc_loss(log_probs: Tensor, batch: Batch) -> Tensor:
         reduction="sum",
         zero_infinity=True,
     )
-    return total / batch.label_lengths.sum()
+    return total / _label_count(batch, fits)
 
 
-def transducer_term(
-    model: Transducer, encoded: Tensor, log_probs: Tensor, batch: Batch, stage: StageConfig
+def transducer_loss_of(
+    model: Transducer, encoded: Tensor, log_probs: Tensor, batch: Batch, loss: LossConfig
 ) -> Tensor:
     """Return the transducer loss a label, on the whole lattice or on a band around the CTC head's best path.
 
@@ -71,21 +85,43 @@ def transducer_term(
         encoded: [B, T, D].
         log_probs: the CTC head's, without gradient, [B, T, V].
         batch: references and lengths.
-        stage: its loss names the band's width, FastEmit's scale and the delay penalty.
+        loss: names the band's width, FastEmit's scale and the delay penalty.
     """
-    weights = stage.loss
-    options = {"fastemit": weights.fastemit, "delay_penalty": weights.delay_penalty}
+    fits = labels_fit(batch)
+    frame_lengths, label_lengths = batch.frame_lengths, batch.label_lengths * fits
     projected = model.projection(encoded)[:, :, None]
     predicted = model.predictor(model.predictor.contexts(batch.labels))
-    lengths = (batch.frame_lengths, batch.label_lengths)
-    if not weights.band:
-        logits = model.joiner(projected, predicted[:, None])
-        return transducer_loss(logits, batch.labels, *lengths, **options).sum() / batch.label_lengths.sum()
-    path = ctc_viterbi(log_probs, batch.labels, *lengths)
-    starts = band_starts(path, *lengths, weights.band, num_frames=encoded.shape[1])
-    nodes = band_nodes(starts, weights.band, batch.label_lengths)
-    around = predicted[torch.arange(len(nodes), device=nodes.device)[:, None, None], nodes]
-    losses = banded_transducer_loss(
-        model.joiner(projected, around), batch.labels, starts, *lengths, **options
-    )
-    return losses.sum() / batch.label_lengths.sum()
+    if loss.band:
+        path = ctc_viterbi(log_probs, batch.labels, frame_lengths, label_lengths)
+        starts = band_starts(path, frame_lengths, label_lengths, loss.band, num_frames=encoded.shape[1])
+        nodes = band_nodes(starts, loss.band, label_lengths)
+        around = predicted[torch.arange(len(nodes), device=nodes.device)[:, None, None], nodes]
+        losses = banded_transducer_loss(
+            model.joiner(projected, around),
+            batch.labels,
+            starts,
+            frame_lengths,
+            label_lengths,
+            fastemit=loss.fastemit,
+            delay_penalty=loss.delay_penalty,
+        )
+    else:
+        losses = transducer_loss(
+            model.joiner(projected, predicted[:, None]),
+            batch.labels,
+            frame_lengths,
+            label_lengths,
+            fastemit=loss.fastemit,
+            delay_penalty=loss.delay_penalty,
+        )
+    return losses.where(fits, 0.0).sum() / _label_count(batch, fits)
+
+
+def self_distillation_loss(encoded: Tensor, whole: Tensor, frame_lengths: Tensor) -> Tensor:
+    """Return the mean squared error of chunked output [B, T, D] against that at full context."""
+    valid = torch.arange(encoded.shape[1], device=encoded.device) < frame_lengths[:, None]
+    return (encoded - whole).square().mean(2)[valid].mean()
+
+
+def _label_count(batch: Batch, fits: Tensor) -> Tensor:
+    return (batch.label_lengths * fits).sum().clamp(min=1)

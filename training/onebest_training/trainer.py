@@ -1,12 +1,11 @@
 """The training loop: batches in, checkpoints out; a killed run goes on to the result it would have had.
 
-Everything random follows from the seed and the step. What is measured and exported is an exponential average of the
-weights. Axis legend: B batch, T encoder frames, U labels, V vocabulary.
+Everything random follows from the seed and the step. What is measured and exported is an exponential average
+of the weights.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -18,40 +17,48 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
-from onebest.errors import ConfigError
+from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training import checkpoint as checkpoints
 from onebest_training.batches import Batch, PassDataset, load_dev, load_training
 from onebest_training.checkpoint import Checkpoint, Position
-from onebest_training.config import StageConfig, TrainConfig, to_dict
+from onebest_training.config import StageConfig, TrainConfig
 from onebest_training.decode import count_errors, dev_batches
+from onebest_training.encoder import Block, Encoder
 from onebest_training.features import FeatureStore
 from onebest_training.losses import compute_losses
+from onebest_training.runlog import Means, RunLog
+from onebest_training.strict import to_dict
 from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
 
 log = logging.getLogger(__name__)
 MEASURED_LEFT_FRAMES = 128
+Progress = Callable[[Position, float], None]
 
 
 class Trainer:
-    """One run in one folder: ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files."""
+    """One run in one folder: ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files.
+
+    Args:
+        config: the run's.
+        folder: the run's; an unfinished run in it goes on.
+        device: cpu, cuda or cuda:N.
+        change_config: go on although the run began with another configuration.
+
+    Raises:
+        ConfigError: the configuration is not the run's, or does not fit the vocabulary or the first weights.
+        DataError: a store or the vocabulary is missing or of no use.
+        ModelError: the checkpoint or the first weights cannot be read or do not fit.
+    """
 
     def __init__(self, config: TrainConfig, folder: Path, device: str = "cpu", change_config: bool = False):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config, self.folder, self.device = config, folder, torch.device(device)
+        self.config, self.folder, self.device = config, folder, _find_device(device)
         self.path = folder / "checkpoint.pt"
-        self.tokens_model = Path(config.data.tokens).read_bytes()
-        self.tokens = TextEncoder(self.tokens_model)
-        if len(self.tokens) != config.model.vocabulary_size:
-            raise ConfigError(
-                f"{config.data.tokens} has {len(self.tokens)} pieces, but model.vocabulary_size is "
-                f"{config.model.vocabulary_size}."
-            )
+        self.tokens_model, self.tokens = _read_tokens(config)
         torch.manual_seed(config.seed)
         self.model = Transducer(config.model)
-        self.pretrained = self._start_encoder()
+        self.pretrained = _start_encoder(self.model.encoder, config.initial_encoder)
         self.model.to(self.device)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
@@ -62,26 +69,8 @@ class Trainer:
             self._resume(change_config)
         self.utterances = load_training(config.data, self.tokens)
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
-        self.dev = {
-            name: dev_batches(members) for name, members in load_dev(config.data, self.tokens).items()
-        }
-        self.board = SummaryWriter(str(folder), purge_step=self.position.step)
-
-    def _start_encoder(self) -> frozenset[str]:
-        """Load the pre-trained encoder, make the blocks above it the identity; return the names of what came trained."""
-        if not self.config.initial_encoder:
-            return frozenset()
-        weights = torch.load(self.config.initial_encoder, weights_only=True)
-        encoder = self.model.encoder
-        outcome = encoder.load_state_dict(weights, strict=False)
-        if outcome.unexpected_keys:
-            raise ConfigError(
-                f"{self.config.initial_encoder} has {outcome.unexpected_keys[0]}, which the configured "
-                "encoder lacks. Give the first blocks the sizes of the pre-trained encoder."
-            )
-        for index in {int(key.split(".")[1]) for key in outcome.missing_keys if key.startswith("blocks.")}:
-            encoder.blocks[index].start_as_identity()
-        return frozenset(f"encoder.{name}" for name in weights)
+        dev = load_dev(config.data, self.tokens)
+        self.dev = {name: dev_batches(members) for name, members in dev.items()}
 
     def _groups(self) -> list[dict[str, Any]]:
         named = list(self.model.named_parameters())
@@ -91,60 +80,57 @@ class Trainer:
 
     def _resume(self, change_config: bool) -> None:
         saved = checkpoints.load(self.path)
-        if saved.config != to_dict(self.config) and not change_config:
+        same = saved.config == to_dict(self.config) and saved.tokens == self.tokens_model
+        if not same and not change_config:
             raise ConfigError(
-                f"{self.path} was made with another configuration. Give another folder, or allow it "
-                "with --change-config."
+                f"{self.path} was made with another configuration or vocabulary. Give another folder, or "
+                "allow it with --change-config."
             )
-        self.model.load_state_dict(saved.weights)
+        try:
+            self.model.load_state_dict(saved.weights)
+            self.optimizer.load_state_dict(saved.optimizer)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{self.path}: does not fit the configured model ({error}). Give another folder."
+            ) from error
         self.average = {name: value.to(self.device) for name, value in saved.average.items()}
-        self.optimizer.load_state_dict(saved.optimizer)
         self.position = saved.position
-        rows = (self.folder / "log.jsonl").read_text().splitlines()
-        kept = [row for row in rows if json.loads(row)["step"] <= self.position.step]
-        (self.folder / "log.jsonl").write_text("".join(row + "\n" for row in kept))
+        log.info("%s: going on after step %d", self.path, self.position.step)
 
-    def run(self, progress: Callable[[Position, float], None] = lambda position, loss: None) -> None:
-        """Train to the end of the last stage; ``progress`` is told the position and the loss after every step."""
-        for index in range(self.position.stage, len(self.config.stages)):
-            stage = self.config.stages[index]
-            if index != self.position.stage:
-                self.position = replace(self.position, stage=index, stage_step=0)
-            self._run_stage(stage, progress)
+    def run(self, progress: Progress = lambda position, loss: None) -> None:
+        """Train to the end of the last stage; ``progress`` is told the position and loss after every step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run_log = RunLog(self.folder, self.position.step)
+        try:
+            for index in range(self.position.stage, len(self.config.stages)):
+                if index != self.position.stage:
+                    self.position = replace(self.position, stage=index, stage_step=0)
+                self._run_stage(self.config.stages[index], run_log, progress)
+        finally:
+            run_log.close()
         self.save()
 
-    def _run_stage(self, stage: StageConfig, progress: Callable[[Position, float], None]) -> None:
+    def _run_stage(self, stage: StageConfig, run_log: RunLog, progress: Progress) -> None:
         self._choose_parameters(stage)
-        last_save, recent, since = time.monotonic(), _Means(), time.monotonic()
+        recent, saved, since = Means(), time.monotonic(), time.monotonic()
         for batch, batches in self._batches(stage):
-            if self.position.stage_step >= stage.steps:
-                return
             losses = self._step(stage, batch)
-            seconds, now = batch.features.shape[0] * batch.features.shape[1] / 100.0, time.monotonic()
-            self.position = self.position.after_batch(batches, seconds, now - since)
-            recent.add(losses, seconds, now - since)
-            since = now
+            seconds, spent = batch.seconds, time.monotonic() - since
+            self.position = self.position.after_batch(batches, seconds, spent)
+            recent.add(losses, seconds, spent)
             progress(self.position, losses["loss"])
-            if self.position.step % self.config.log_steps == 0:
-                self._log(
-                    {
-                        "stage": stage.name,
-                        "learning_rate": self.optimizer.param_groups[0]["lr"],
-                        **recent.take(),
-                    }
-                )
-            if (
-                self.position.step % self.config.evaluate_steps == 0
-                or self.position.stage_step == stage.steps
-            ):
-                self._log(self.evaluate())
-            if (
-                now - last_save > 60 * self.config.checkpoint_minutes
-                or self.position.stage_step == stage.steps
-            ):
+            ends = self.position.stage_step == stage.steps
+            logs = ends or self.position.step % self.config.log_steps == 0
+            if logs:
+                rate = self.optimizer.param_groups[0]["lr"]
+                run_log.write(self.position, {"stage": stage.name, "learning_rate": rate, **recent.take()})
+            if ends or self.position.step % self.config.evaluate_steps == 0:
+                run_log.write(self.position, self.evaluate())
+            # Only with a row of the log, so that a resumed run's means are over the same steps.
+            if ends or (logs and time.monotonic() - saved > 60 * self.config.checkpoint_minutes):
                 self.save()
-                last_save = time.monotonic()
-            since = time.monotonic() if self.position.step % self.config.evaluate_steps == 0 else since
+                saved = time.monotonic()
+            since = time.monotonic()
 
     def _choose_parameters(self, stage: StageConfig) -> None:
         for name, parameter in self.model.named_parameters():
@@ -154,32 +140,30 @@ class Trainer:
             parameter.requires_grad_(not frozen)
 
     def _batches(self, stage: StageConfig) -> Iterator[tuple[Batch, int]]:
-        while True:
-            dataset = PassDataset(
-                self.utterances,
-                self.noise,
-                self.config.data,
-                stage.augment,
-                self.config.seed,
-                self.position.number,
-            )
-            order = range(self.position.batch, len(dataset))
-            for batch in DataLoader(
-                dataset, batch_size=None, sampler=order, num_workers=self.config.data.workers
-            ):
+        """Give the stage's remaining batches, each with the number of batches in its pass."""
+        data, seed = self.config.data, self.config.seed
+        while (left := stage.steps - self.position.stage_step) > 0:
+            number = self.position.number
+            dataset = PassDataset(self.utterances, self.noise, data, stage.augment, (seed, number))
+            order = range(self.position.batch, len(dataset))[:left]
+            if not order:  # the configuration changed, and passes have become shorter
+                self.position = replace(self.position, number=number + 1, batch=0)
+                continue
+            loader = DataLoader(dataset, batch_size=None, sampler=order, num_workers=data.workers)
+            for batch in loader:
                 yield batch, len(dataset)
 
     def _step(self, stage: StageConfig, batch: Batch) -> dict[str, float]:
         step = self.position.step
-        torch.manual_seed(hash((self.config.seed, step)) & 0x7FFFFFFF)
+        torch.manual_seed(int(np.random.default_rng((self.config.seed, step, 2)).integers(2**31)))
         rng = np.random.default_rng((self.config.seed, step, 1))
         self._set_learning_rates(stage)
         self.model.train()
-        batch = Batch(*(part.to(self.device) if isinstance(part, Tensor) else part for part in batch))
+        batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             losses = compute_losses(self.model, batch, stage, rng)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        torch.autograd.backward(losses["loss"])
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.gradient_clip
         )
@@ -217,48 +201,59 @@ class Trainer:
                 rates[f"ctc_wer/{corpus}/{chunk}"] = round(100.0 * counted.ctc_errors / counted.words, 2)
         return rates
 
-    def _log(self, values: dict[str, Any]) -> None:
-        row = {
-            "step": self.position.step,
-            "hours": round(self.position.seconds / 3600, 3),
-            "minutes": round(self.position.wall_seconds / 60, 2),
-            **values,
-        }
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in values.items():
-            if isinstance(value, float):
-                self.board.add_scalar(name, value, self.position.step)
-
     def save(self) -> None:
         """Write the checkpoint."""
-        checkpoints.save(
-            Checkpoint(
-                to_dict(self.config),
-                self.tokens_model,
-                self.model.state_dict(),
-                self.average,
-                self.optimizer.state_dict(),
-                self.position,
-            ),
-            self.path,
+        content = Checkpoint(
+            to_dict(self.config),
+            self.tokens_model,
+            self.model.state_dict(),
+            self.average,
+            self.optimizer.state_dict(),
+            self.position,
         )
+        checkpoints.save(content, self.path)
 
 
-class _Means:
-    """Means of losses since they were last taken, and the seconds of audio a second."""
+def _find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r}: expected cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: torch finds no CUDA device here. Train with --device cpu.")
+    return device
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps, self._audio, self._wall = 0, 0.0, 0.0
 
-    def add(self, losses: dict[str, float], audio: float, wall: float) -> None:
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps, self._audio, self._wall = self._steps + 1, self._audio + audio, self._wall + wall
+def _read_tokens(config: TrainConfig) -> tuple[bytes, TextEncoder]:
+    path, size = Path(config.data.tokens), config.model.vocabulary_size
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: no vocabulary there. Make one with: onebest vocabulary") from error
+    tokens = TextEncoder(model)
+    if len(tokens) != size:
+        raise ConfigError(f"{path} has {len(tokens)} pieces, but model.vocabulary_size is {size}.")
+    return model, tokens
 
-    def take(self) -> dict[str, float]:
-        means = {name: round(total / self._steps, 5) for name, total in self._sums.items()}
-        means["audio_seconds_a_second"] = round(self._audio / max(self._wall, 1e-9), 1)
-        self.__init__()  # type: ignore[misc]
-        return means
+
+def _start_encoder(encoder: Encoder, path: str) -> frozenset[str]:
+    """Load pre-trained weights, let what they lack add nothing; return the names of what came trained."""
+    if not path:
+        return frozenset()
+    try:
+        weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{path}: cannot be read. Make it with: onebest convert-encoder") from error
+    for block in encoder.blocks:
+        if isinstance(block, Block):
+            block.start_as_identity()
+    try:
+        unexpected = encoder.load_state_dict(weights, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not fit the configured encoder: {error}") from error
+    if unexpected:
+        raise ConfigError(
+            f"{path} has {unexpected[0]}, which the configured encoder lacks. Give the first blocks the "
+            "sizes of the pre-trained encoder."
+        )
+    return frozenset(f"encoder.{name}" for name in weights)

@@ -1,6 +1,6 @@
 """The transducer: encoder, stateless predictor, joiner, and a CTC head that is used in training only.
 
-Axis legend: B batch, T encoder frames, U labels, S nodes of a band, D encoder width, J joiner width, V vocabulary.
+Axis legend: B batch, T encoder frames, U labels, D encoder width, J joiner width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sentencepiece BPE vocabulary whose ids are those that sherpa-onnx expects: ``<blk>`` 0, ``<sos/eos>`` 1, ``<unk>`` 2."""
+"""A BPE vocabulary (sentencepiece) with sherpa-onnx's ids: ``<blk>`` 0, ``<sos/eos>`` 1, ``<unk>`` 2."""
 
 from __future__ import annotations
 
