@@ -17,11 +17,13 @@ from onebest_export.graphs import export_decoder, export_encoder, export_joiner
 from onebest_export.quantize import quantize
 from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
-from onebest_training.encoder import SUBSAMPLING
+from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
 
 _PARTS = ("encoder", "decoder", "joiner")
+#: The joiner's only matrix follows a tanh. It is run for one frame or many, which must give the same tokens.
+TANH_BOUND = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,28 @@ def write_bundle(
         checkpoint: where it comes from; its configuration goes into the card.
         folder: must not exist yet.
         options: latency, precision, name.
-        features: [N, F, 80] to verify on; synthetic ones when None.
+        features: of real speech, [N, F, 80], to verify on besides synthetic ones.
 
     Raises:
-        ModelError: the folder exists, or the graphs differ from torch; nothing is written then.
+        ModelError: the folder exists, the vocabulary is another model's, or the graphs differ from torch;
+            nothing is written then.
     """
     if folder.exists():
         raise ModelError(f"{folder} exists already. Name another folder, or remove it first.")
-    if features is None:
-        frames = SUBSAMPLING * options.chunk_frames * verify.CHUNKS + 3
-        features = verify.synthetic_features(frames, verify.STREAMS)
+    if len(tokens) != model.config.vocabulary_size:
+        raise ModelError(
+            f"the vocabulary has {len(tokens)} tokens, the model {model.config.vocabulary_size}; nothing was "
+            "written. Take the vocabulary that the model was trained with."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         work = Path(name)
         paths = _export_float(model, work, options)
-        difference = verify.compare(model, *paths, options.chunk_frames, options.left_frames, features)
+        difference = _compare(model, paths, options, features)
         verify.check_float(difference)
         if options.int8:
             paths = _quantize_all(paths)
-            difference = verify.compare(model, *paths, options.chunk_frames, options.left_frames, features)
+            difference = _compare(model, paths, options, features)
             verify.check_int8(difference)
         complete = work / "bundle"
         complete.mkdir()
@@ -95,6 +100,24 @@ def write_bundle(
     return difference
 
 
+def _compare(
+    model: Transducer, paths: list[Path], options: ExportOptions, features: FloatArray | None
+) -> Difference:
+    """Compare on all features, at the metadata's latency and at one with less context than chunk."""
+    frames = SUBSAMPLING * options.chunk_frames * verify.CHUNKS + PAD_FRAMES
+    synthetic = verify.synthetic_features(frames, verify.STREAMS)
+    latencies = (
+        (options.chunk_frames, options.left_frames),
+        (options.chunk_frames + 1, options.chunk_frames),
+    )
+    return verify.worst(
+        verify.compare(model, paths, chunk, left, given)
+        for chunk, left in latencies
+        for given in (synthetic, features)
+        if given is not None
+    )
+
+
 def _export_float(model: Transducer, work: Path, options: ExportOptions) -> list[Path]:
     paths = [work / f"{part}.onnx" for part in _PARTS]
     export_encoder(model, paths[0], options.chunk_frames, options.left_frames)
@@ -105,8 +128,8 @@ def _export_float(model: Transducer, work: Path, options: ExportOptions) -> list
 
 def _quantize_all(paths: list[Path]) -> list[Path]:
     smaller = [path.with_suffix(".int8.onnx") for path in paths]
-    for source, target in zip(paths, smaller, strict=True):
-        quantize(source, target)
+    for part, source, target in zip(_PARTS, paths, smaller, strict=True):
+        quantize(source, target, TANH_BOUND if part == "joiner" else None)
     return smaller
 
 
@@ -126,6 +149,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, P
     }
     notes = options.notes or {}
     return {
+        **notes,
         "format": FORMAT,
         "version": VERSION,
         "name": options.name,
@@ -137,7 +161,6 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, P
             "left_frames": options.left_frames,
             "precision": "int8" if options.int8 else "float32",
         },
-        **notes,
         "training": {**training, **notes.get("training", {})},
         "wer": notes.get("wer", {}),
     }
