@@ -1,0 +1,73 @@
+"""``onebest export`` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onebest import Recognizer
+from onebest.cli import main
+
+CLIPS = sorted((Path(__file__).parents[2] / "samples").glob("*.flac"))
+
+
+def test_exports_int8_at_640_ms(tiny, tmp_path, capsys):
+    folder = tmp_path / "deeper" / "model"
+    assert main(["export", str(tiny.path), str(folder)]) == 0
+    assert "tokens equal in 100.00%" in capsys.readouterr().out
+    recognizer = Recognizer(folder)
+    assert recognizer.bundle.name == "model"
+    assert (recognizer.bundle.sizes.chunk_frames, recognizer.bundle.sizes.left_context) == (64, 128)
+    assert (folder / "encoder.int8.onnx").is_file()
+
+
+def test_options_and_real_speech(tiny, tmp_path, capsys):
+    notes = tmp_path / "notes.json"
+    notes.write_text(json.dumps({"wer": {"dev": 0.3}}))
+    folder = tmp_path / "model"
+    options = ["--name", "small", "--chunk-ms", "320", "--left-ms", "1280", "--float", "--notes", str(notes)]
+    audio = ["--check-audio", *map(str, CLIPS[:2])]
+    assert main(["export", str(tiny.path), str(folder), *options, *audio]) == 0
+    assert "against torch" in capsys.readouterr().out
+    card = json.loads((folder / "card.json").read_text())
+    assert (card["name"], card["wer"], card["architecture"]["precision"]) == (
+        "small",
+        {"dev": 0.3},
+        "float32",
+    )
+    recognizer = Recognizer(folder)
+    assert (recognizer.bundle.sizes.chunk_frames, recognizer.bundle.sizes.left_context) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chunk-ms", "100"], "--chunk-ms is 100. It must be a multiple of 40"),
+        (["--chunk-ms", "0"], "multiple of 40"),
+        (["--left-ms", "0"], "--left-ms is 0"),
+        (["--left-ms", "-40"], "multiple of 40"),
+        (["--notes", "missing.json"], "missing.json: cannot be read as JSON"),
+        (["--notes", "list.json"], "expected a JSON object, found list"),
+        (["--notes", "broken.json"], "cannot be read as JSON"),
+        (["--check-audio", "missing.wav"], "missing.wav"),
+    ],
+)
+def test_wrong_options_are_one_line(tiny, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[1]")
+    Path("broken.json").write_text("{")
+    assert main(["export", str(tiny.path), "model", *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("model").exists()
+
+
+def test_missing_checkpoint_is_one_line(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "none.pt"), str(tmp_path / "model")]) == 1
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+
+
+def test_existing_folder_is_one_line(tiny, tmp_path, capsys):
+    assert main(["export", str(tiny.path), str(tmp_path)]) == 1
+    assert "exists already" in capsys.readouterr().err
