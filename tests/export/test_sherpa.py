@@ -1,8 +1,8 @@
 """sherpa-onnx loads exported bundles and gives the tokens and times of our runtime, on real speech.
 
 It brings an onnxruntime of its own, whose float32 sums differ from ours in the last digits. Products in int8
-round the activations and make that a difference of a hundredth, which now and then turns a token. So tokens and
-times are held to equality with the int8 weights multiplied in float32, and to agreement as the bundle is.
+round the activations and make that a difference of a hundredth, which now and then turns a token. So tokens
+and times are held to equality with the int8 weights multiplied in float32, and to agreement as the bundle is.
 """
 
 import json
