@@ -10,9 +10,9 @@ import numpy as np
 from onebest.frontend import SILENCE, FloatArray
 from onebest_training.config import AugmentConfig
 
-#: Nats of energy in a decibel, and the first bin that lies above 4 kHz.
+#: Nats of energy in a decibel, and the first bin whose middle lies above 4 kHz.
 NATS_PER_DB = float(np.log(10.0) / 10.0)
-TELEPHONE_BIN = 59
+TELEPHONE_BIN = 62
 
 
 def augment(
