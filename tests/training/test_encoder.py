@@ -1,0 +1,205 @@
+"""The encoder: whole utterances under a mask against chunks with a state, causality, padding, positions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from onebest_training.config import BlockConfig, EncoderConfig
+from onebest_training.encoder import (
+    PAD_FRAMES,
+    SUBSAMPLING,
+    Encoder,
+    EncoderState,
+    chunk_mask,
+    frames_out,
+    sinusoids,
+)
+
+PERIOD = 60  # 30 frames, so that the utterances below go past it twice
+FRAMES = 70
+PLAIN = (BlockConfig(2, 24),)
+MIXED = (BlockConfig(1, 24), BlockConfig(1, 16, 5), BlockConfig(1, 16, 3))
+
+
+def make_encoder(blocks: tuple[BlockConfig, ...] = MIXED, seed: int = 0, **options: float) -> Encoder:
+    torch.manual_seed(seed)
+    encoder = Encoder(EncoderConfig(16, 2, PERIOD, blocks, **options)).eval()
+    for parameter in encoder.parameters():  # biases and norms that start at 0 and 1 would hide mistakes
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return encoder
+
+
+def make_features(batch: int, frames: int = FRAMES, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, SUBSAMPLING * frames + PAD_FRAMES, 80, generator=generator)
+
+
+def feature_chunk(features: Tensor, first: int, frames: int) -> Tensor:
+    """The feature frames that encoder frames first to first + frames need."""
+    return features[:, SUBSAMPLING * first : SUBSAMPLING * (first + frames) + PAD_FRAMES]
+
+
+def encode_in_chunks(
+    encoder: Encoder, features: Tensor, chunk: int, state: EncoderState
+) -> tuple[Tensor, EncoderState]:
+    outputs = []
+    total = frames_out(features.shape[1])
+    for first in range(0, total, chunk):
+        frames = min(chunk, total - first)
+        output, state = encoder.forward_chunk(feature_chunk(features, first, frames), state)
+        outputs.append(output)
+    return torch.cat(outputs, 1), state
+
+
+def all_frames(batch: int, frames: int = FRAMES) -> Tensor:
+    return torch.full((batch,), frames)
+
+
+@pytest.mark.parametrize("blocks", [PLAIN, MIXED])
+@pytest.mark.parametrize("left", [0, 3, 16, 100])
+@pytest.mark.parametrize("chunk", [1, 4, 8, 16, 32])
+@torch.no_grad()
+def test_chunks_with_a_state_equal_the_whole_under_a_mask(
+    chunk: int, left: int, blocks: tuple[BlockConfig, ...]
+) -> None:
+    encoder, features = make_encoder(blocks), make_features(2)
+    whole = encoder(features, all_frames(2), chunk, left)
+    parts, state = encode_in_chunks(encoder, features, chunk, encoder.initial_state(2, left))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert state.frames.tolist() == [FRAMES, FRAMES]
+
+
+@torch.no_grad()
+def test_streams_at_different_positions_share_a_batch() -> None:
+    encoder, features, chunk, left = make_encoder(), make_features(3), 8, 20
+    whole, _ = encode_in_chunks(encoder, features, chunk, encoder.initial_state(3, left))
+    begun = [0, 3, 5]  # chunks that each stream has had before they meet
+    states = []
+    for stream, count in enumerate(begun):
+        state = encoder.initial_state(1, left)
+        for index in range(count):
+            part = feature_chunk(features[stream : stream + 1], index * chunk, chunk)
+            state = encoder.forward_chunk(part, state)[1]
+        states.append(state)
+    together = EncoderState(
+        torch.cat([state.attention for state in states], 2),
+        torch.cat([state.convolution for state in states], 2),
+        torch.cat([state.frames for state in states]),
+    )
+    for later in range(3):
+        firsts = [(count + later) * chunk for count in begun]
+        parts = [feature_chunk(features[i : i + 1], first, chunk) for i, first in enumerate(firsts)]
+        output, together = encoder.forward_chunk(torch.cat(parts), together)
+        for i, first in enumerate(firsts):
+            torch.testing.assert_close(output[i], whole[i, first : first + chunk], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@torch.no_grad()
+def test_later_audio_never_changes_earlier_output(chunk: int) -> None:
+    encoder, features = make_encoder(), make_features(1)
+    before = encoder(features, all_frames(1), chunk, 12)
+    for end in range(chunk, FRAMES, chunk):
+        changed = features.clone()
+        changed[:, SUBSAMPLING * end + PAD_FRAMES :] += 3.0
+        after = encoder(changed, all_frames(1), chunk, 12)
+        assert torch.equal(after[:, :end], before[:, :end])
+        assert not torch.equal(after[:, end:], before[:, end:])
+
+
+@pytest.mark.parametrize("chunk", [0, 8])
+@torch.no_grad()
+def test_padding_changes_nothing(chunk: int) -> None:
+    encoder, features, lengths = make_encoder(), make_features(3), [70, 41, 3]
+    together = encoder(features, torch.tensor(lengths), chunk, 16)
+    for row, length in enumerate(lengths):
+        own = feature_chunk(features[row : row + 1], 0, length)
+        alone = encoder(own, torch.tensor([length]), chunk, 16)
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_full_context_is_one_chunk_as_long_as_the_utterance() -> None:
+    encoder, features = make_encoder(), make_features(2)
+    full = encoder(features, all_frames(2), 0, 0)
+    torch.testing.assert_close(encoder(features, all_frames(2), FRAMES, 0), full)
+    streamed, _ = encoder.forward_chunk(features, encoder.initial_state(2, 0))
+    torch.testing.assert_close(streamed, full, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_start_moves_the_positions() -> None:
+    encoder, features = make_encoder(PLAIN), make_features(1)
+    at_zero = encoder(features, all_frames(1), 8, 8)
+    torch.testing.assert_close(encoder(features, all_frames(1), 8, 8, start=PERIOD // 2), at_zero)
+    moved = encoder(features, all_frames(1), 8, 8, start=7)
+    assert not torch.allclose(moved, at_zero, atol=1e-2)
+    encoder.positions.copy_(encoder.positions.roll(-7, 0))
+    torch.testing.assert_close(encoder(features, all_frames(1), 8, 8), moved)
+
+
+@pytest.mark.parametrize(("chunk", "left"), [(0, 5), (1, 0), (3, 4), (4, 100)])
+def test_the_mask_shows_the_chunk_and_what_is_left_of_it(chunk: int, left: int) -> None:
+    lengths = torch.tensor([11, 6])
+    mask = chunk_mask(11, chunk, left, lengths)
+    assert mask.shape == (2, 1, 11, 11)
+    for row, length in enumerate(lengths.tolist()):
+        for query in range(11):
+            start = query // chunk * chunk if chunk else 0
+            first, end = (start - left, start + chunk) if chunk else (0, 11)
+            seen = [key for key in range(11) if first <= key < min(end, length)]
+            assert mask[row, 0, query].nonzero()[:, 0].tolist() == seen
+
+
+@pytest.mark.parametrize("new", [BlockConfig(2, 20), BlockConfig(1, 20, 7)])
+@torch.no_grad()
+def test_a_block_that_starts_as_the_identity_changes_nothing(new: BlockConfig) -> None:
+    small, large = make_encoder(PLAIN), make_encoder((*PLAIN, new), seed=5)
+    for block in large.blocks:
+        block.start_as_identity()
+    large.load_state_dict(small.state_dict(), strict=False)
+    features = make_features(2)
+    expected = small(features, all_frames(2), 8, 16)
+    assert torch.equal(large(features, all_frames(2), 8, 16), expected)
+
+
+def test_positions_are_means_of_two_of_whispers() -> None:
+    width, period = 24, 1500
+    increment = math.log(10000.0) / (width // 2 - 1)
+    angle = torch.arange(period)[:, None] * torch.exp(-increment * torch.arange(width // 2))
+    whisper = torch.cat([angle.sin(), angle.cos()], 1)
+    expected = torch.stack([(whisper[t] + whisper[t + 1]) / 2 for t in range(0, period, 2)])
+    torch.testing.assert_close(sinusoids(width, period), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("feature_frames", [0, 3, 6, 7, 10, 11, 50])
+@torch.no_grad()
+def test_frames_out_is_what_the_stem_gives(feature_frames: int) -> None:
+    frames = frames_out(feature_frames)
+    assert frames == len([t for t in range(feature_frames) if 4 * t + 7 <= feature_frames])
+    if frames:
+        features = make_features(1)[:, : SUBSAMPLING * frames + PAD_FRAMES]
+        assert make_encoder().stem(features).shape == (1, frames, 16)
+
+
+def test_dropping_happens_in_training_only_and_follows_the_seed() -> None:
+    encoder, features = make_encoder(dropout=0.2, layer_drop=0.3), make_features(1)
+
+    def encode(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return encoder(features, all_frames(1), 8, 16).detach()
+
+    assert torch.equal(encode(1), encode(2))
+    encoder.train()
+    assert torch.equal(encode(1), encode(1))
+    assert not torch.equal(encode(1), encode(2))
+
+
+@torch.no_grad()
+def test_everything_is_made_on_the_models_device() -> None:
+    encoder, features = make_encoder().to("meta"), make_features(2).to("meta")
+    assert encoder(features, all_frames(2).to("meta"), 8, 16).device.type == "meta"
+    output, state = encoder.forward_chunk(features, encoder.initial_state(2, 16))
+    assert {part.device.type for part in (output, *state)} == {"meta"}

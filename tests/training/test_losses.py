@@ -1,0 +1,179 @@
+"""The losses of a stage: each term alone, the band, what gets a gradient, labels that fit no alignment."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from onebest_training.batches import Batch
+from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, ModelConfig, StageConfig
+from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.lattice import transducer_loss
+from onebest_training.losses import compute_losses, labels_fit
+from onebest_training.transducer import Transducer
+
+LENGTHS, LABELS = [12, 9, 7], [[3, 1, 1, 5], [2, 6], [4]]
+
+
+def make_model() -> Transducer:
+    torch.manual_seed(0)
+    encoder = EncoderConfig(16, 2, 60, (BlockConfig(1, 24), BlockConfig(1, 16, 3)))
+    return Transducer(ModelConfig(encoder, 7, 2, 8, 12))
+
+
+def make_batch(lengths: list[int] = LENGTHS, labels: list[list[int]] = LABELS) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(len(lengths), SUBSAMPLING * max(lengths) + PAD_FRAMES, 80, generator=generator)
+    most = max(map(len, labels))
+    padded = torch.tensor([row + [0] * (most - len(row)) for row in labels])
+    counts = torch.tensor([len(row) for row in labels])
+    return Batch(features, torch.tensor(lengths), padded, counts, [""] * len(lengths))
+
+
+def compute(model: Transducer, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
+    model.zero_grad()
+    return compute_losses(model, batch, stage, np.random.default_rng(0))
+
+
+def stage_with(chunk: int = 4, trains: str = "all", **loss: float) -> StageConfig:
+    weights = LossConfig(**{"ctc": 0.0, **loss})
+    return StageConfig("a", 1, trains, chunk_frames=(chunk,), left_frames=(8,), loss=weights)
+
+
+def encode(model: Transducer, batch: Batch, chunk: int = 4) -> Tensor:
+    """What the model encodes in a stage of ``stage_with``; the draws are those of ``compute``."""
+    rng = np.random.default_rng(0)
+    rng.choice((chunk,)), rng.choice((8,))
+    start = int(rng.integers(len(model.encoder.positions)))
+    return model.encoder(batch.features, batch.frame_lengths, chunk, 8, start)
+
+
+def test_ctc_alone() -> None:
+    model, batch = make_model(), make_batch()
+    log_probs = model.ctc(encode(model, batch)).log_softmax(2)
+    alone = []
+    for i, labels in enumerate(LABELS):
+        own, count = log_probs[i, : LENGTHS[i]], (len(labels),)
+        alone.append(functional.ctc_loss(own, torch.tensor(labels), (LENGTHS[i],), count) * len(labels))
+    losses = compute(model, batch, stage_with(ctc=2.0))
+    assert losses.keys() == {"ctc", "loss", "left_out"}
+    torch.testing.assert_close(losses["ctc"], sum(alone) / 7)
+    torch.testing.assert_close(losses["loss"], 2 * losses["ctc"])
+    assert losses["left_out"] == 0
+
+
+def test_the_whole_transducer_alone() -> None:
+    model, batch = make_model(), make_batch()
+    projected, total = model.projection(encode(model, batch)), torch.zeros(())
+    for i, labels in enumerate(LABELS):
+        history, nodes = [-1, 0], []
+        for label in [*labels, 0]:
+            nodes.append(model.predictor(torch.tensor(history)))
+            history = [history[1], label]
+        logits = model.joiner.out(torch.tanh(projected[i, : LENGTHS[i], None] + torch.stack(nodes)))
+        arguments = torch.tensor([labels]), torch.tensor([LENGTHS[i]]), torch.tensor([len(labels)])
+        total = total + transducer_loss(logits[None], *arguments)[0]
+    losses = compute(model, batch, stage_with(transducer=0.5, band=0))
+    assert losses.keys() == {"transducer", "loss", "left_out"}
+    torch.testing.assert_close(losses["transducer"], total / 7)
+    torch.testing.assert_close(losses["loss"], losses["transducer"] / 2)
+
+
+def gradients(model: Transducer, loss: Tensor) -> dict[str, Tensor]:
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_band_over_everything_is_the_whole_lattice() -> None:
+    model, batch = make_model(), make_batch()
+    options = {"transducer": 1.0, "fastemit": 0.1, "delay_penalty": 0.02}
+    whole = compute(model, batch, stage_with(band=0, **options))
+    expected = gradients(model, whole["loss"])
+    banded = compute(model, batch, stage_with(band=20, **options))
+    torch.testing.assert_close(banded["loss"], whole["loss"])
+    found = gradients(model, banded["loss"])
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_narrow_band_loses_paths() -> None:
+    model, batch = make_model(), make_batch()
+    whole = compute(model, batch, stage_with(transducer=1.0, band=0))["loss"]
+    assert compute(model, batch, stage_with(transducer=1.0, band=2))["loss"] > whole
+
+
+def test_self_distillation_alone() -> None:
+    model, batch = make_model(), make_batch()
+    chunked, whole = encode(model, batch), encode(model, batch, chunk=0)
+    errors = [(chunked[i, :n] - whole[i, :n]).square().mean(1) for i, n in enumerate(LENGTHS)]
+    losses = compute(model, batch, stage_with(self_distillation=1.0))
+    torch.testing.assert_close(losses["self_distillation"], torch.cat(errors).mean())
+    losses["loss"].backward()
+    assert model.encoder.blocks[0].attention.qkv.weight.grad.abs().sum() > 0
+    assert model.ctc[1].weight.grad is None
+    with_ctc = stage_with(chunk=0, ctc=1.0, self_distillation=1.0)
+    assert "self_distillation" not in compute(model, batch, with_ctc)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_every_parameter_gets_a_finite_gradient(autocast: bool) -> None:
+    model, batch = make_model(), make_batch()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = compute(model, batch, stage_with(ctc=0.5, transducer=1.0, self_distillation=0.1, band=3))
+    found = gradients(model, losses["loss"])
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(grad.isfinite().all() for grad in found.values())
+
+
+def test_heads_alone_leave_the_encoder_without_a_gradient() -> None:
+    model, batch = make_model(), make_batch()
+    found = gradients(
+        model, compute(model, batch, stage_with(trains="heads", ctc=1.0, transducer=1.0))["loss"]
+    )
+    assert found.keys() == {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
+
+
+def test_which_labels_fit() -> None:
+    batch = make_batch([4, 3, 3, 2, 6], [[1, 2, 3, 4], [1, 1], [1, 1, 2], [1, 2, 3], [1, 1, 1, 2]])
+    assert labels_fit(batch).tolist() == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("band", [0, 2, 5])
+def test_labels_that_fit_no_alignment_count_for_nothing(band: int) -> None:
+    model, stage = make_model(), stage_with(ctc=1.0, transducer=1.0, band=band)
+    spoilt = make_batch([*LENGTHS, 3], [*LABELS, [5, 5, 5, 6, 1, 2, 3, 4]])
+    good = Batch(*(part[:3] for part in spoilt[:4]), spoilt.texts[:3])
+    good = good._replace(labels=good.labels[:, :4])
+    expected, found = compute(model, good, stage), compute(model, spoilt, stage)
+    assert found["left_out"] == 1
+    for name in ("ctc", "transducer", "loss"):
+        torch.testing.assert_close(found[name], expected[name])
+    grads = gradients(model, compute(model, good, stage)["loss"])
+    for name, grad in gradients(model, compute(model, spoilt, stage)["loss"]).items():
+        torch.testing.assert_close(grad, grads[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_in_which_nothing_fits_pulls_nowhere() -> None:
+    model, batch = make_model(), make_batch([2, 2], [[1, 2, 3, 4, 5], [1, 1]])
+    losses = compute(model, batch, stage_with(ctc=1.0, transducer=1.0, band=2))
+    assert (losses["loss"].item(), losses["left_out"].item()) == (0.0, 2.0)
+    assert all((grad == 0).all() for grad in gradients(model, losses["loss"]).values())
+
+
+def test_chunks_and_contexts_are_drawn_from_those_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, seen = make_model(), make_batch(), set()
+    stage = replace(stage_with(ctc=1.0), chunk_frames=(0, 4, 8), left_frames=(2, 16))
+    forward = model.encoder.forward
+
+    def spy(features: Tensor, lengths: Tensor, chunk: int, left: int, start: int) -> Tensor:
+        seen.add((chunk, left))
+        return forward(features, lengths, chunk, left, start)
+
+    monkeypatch.setattr(model.encoder, "forward", spy)
+    for seed in range(40):
+        compute_losses(model, batch, stage, np.random.default_rng(seed))
+    assert seen == {(chunk, left) for chunk in (0, 4, 8) for left in (2, 16)}
