@@ -1,0 +1,219 @@
+"""Batches: what is left out, the plan of a pass, and that a batch depends on nothing but its place."""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lhotse import CutSet
+from tone_corpus import ToneCorpus
+from torch.utils.data import DataLoader
+
+from onebest.errors import DataError
+from onebest.frontend import SILENCE
+from onebest_training.batches import (
+    Batch,
+    PassDataset,
+    Utterance,
+    load_dev,
+    load_training,
+    load_utterances,
+    pad_batch,
+    plan_pass,
+)
+from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
+from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.features import FeatureStore
+from onebest_training.vocabulary import TextEncoder
+
+LIVELY = AugmentConfig(0.5, 0.5, (5.0, 20.0), 0.1, 0.2, 1, 8, 1.0, 6)
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus: ToneCorpus) -> TextEncoder:
+    return TextEncoder(corpus.tokens.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def utterances(corpus: ToneCorpus, tokens: TextEncoder) -> list[Utterance]:
+    return load_utterances(FeatureStore(corpus.store), tokens, 20.0)
+
+
+@pytest.fixture(scope="module")
+def data(corpus: ToneCorpus) -> DataConfig:
+    source = SourceConfig(str(corpus.store))
+    return DataConfig((source,), str(corpus.dev), str(corpus.tokens), batch_seconds=10.0)
+
+
+def copy_store(source: Path, target: Path, changes: dict[int, dict[str, object]]) -> FeatureStore:
+    """A copy of a store in which some cuts differ; a change of ``text`` is one of the supervision."""
+    target.mkdir()
+    for name in ("store.json", "features.f16"):
+        (target / name).write_bytes((source / name).read_bytes())
+    cuts = list(CutSet.from_file(source / "cuts.jsonl.gz"))
+    for index, change in changes.items():
+        for name, value in change.items():
+            setattr(cuts[index].supervisions[0] if name == "text" else cuts[index], name, value)
+    CutSet.from_cuts(cuts).to_file(target / "cuts.jsonl.gz")
+    return FeatureStore(target)
+
+
+def test_utterances_hold_normalised_text_and_its_labels(
+    utterances: list[Utterance], tokens: TextEncoder
+) -> None:
+    assert len(utterances) == 48
+    for utterance in utterances:
+        assert utterance.text == utterance.cut.supervisions[0].text.lower()
+        assert tokens.decode(list(utterance.labels)) == utterance.text
+
+
+def test_what_cannot_be_used_is_left_out_and_counted(
+    corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: dict[int, dict[str, object]] = {
+        0: {"text": "abed " * 60},
+        1: {"text": "bad " * 60},
+        2: {"text": " ?! "},
+        3: {"text": None},
+        4: {"supervisions": []},
+        5: {"duration": 30.0},
+    }
+    store = copy_store(corpus.store, tmp_path / "store", changes)
+    with caplog.at_level(logging.WARNING):
+        kept = load_utterances(store, tokens, 20.0)
+    assert [u.cut.id for u in kept] == [cut.id for cut in store.cuts[6:]]
+    assert sorted(record.message for record in caplog.records) == [
+        "1 cuts left out: longer than 20 s",
+        "2 cuts left out: more text than the audio can hold",
+        "3 cuts left out: no text",
+    ]
+
+
+def test_a_cut_of_several_segments_has_all_their_text(
+    corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path
+) -> None:
+    first = FeatureStore(corpus.store).cuts[0].supervisions[0]
+    parts = [replace(first, id=str(index), text=text) for index, text in enumerate(("A", "BED"))]
+    store = copy_store(corpus.store, tmp_path / "store", {0: {"supervisions": parts}})
+    assert load_utterances(store, tokens, 20.0)[0].text == "a bed"
+
+
+def test_weights_go_by_corpus(corpus: ToneCorpus, tokens: TextEncoder) -> None:
+    store = FeatureStore(corpus.store)
+    found = load_utterances(store, tokens, 20.0, {"rare": 0.25}, 2.0)
+    assert {(u.cut.custom["corpus"], u.weight) for u in found} == {("plain", 2.0), ("rare", 0.25)}
+    assert {u.cut.custom["corpus"] for u in load_utterances(store, tokens, 20.0, {"rare": 0.0})} == {"plain"}
+
+
+def test_a_pass_takes_each_utterance_as_often_as_its_weight(utterances: list[Utterance]) -> None:
+    weighted = [replace(u, weight=(2.0, 0.25)[i % 2]) for i, u in enumerate(utterances)]
+    counts = [Counter(i for b in plan_pass(weighted, 10.0, 1, number) for i in b) for number in range(40)]
+    assert all(count[i] == 2 for count in counts for i in range(0, 48, 2))
+    assert {count[i] for count in counts for i in range(1, 48, 2)} == {0, 1}
+    share = np.mean([count[i] for count in counts for i in range(1, 48, 2)])
+    assert share == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_pass_is_planned_the_same_way_every_time(utterances: list[Utterance]) -> None:
+    plan = plan_pass(utterances, 10.0, 1, 3)
+    assert plan_pass(utterances, 10.0, 1, 3) == plan
+    assert plan_pass(utterances, 10.0, 1, 4) != plan
+    assert plan_pass(utterances, 10.0, 2, 3) != plan
+
+
+@pytest.mark.parametrize("batch_seconds", [0.5, 4.0, 10.0, 1000.0])
+def test_a_batch_holds_no_more_audio_than_allowed(utterances: list[Utterance], batch_seconds: float) -> None:
+    plan = plan_pass(utterances, batch_seconds, 1, 0)
+    assert sorted(i for batch in plan for i in batch) == list(range(48))
+    for batch in plan:
+        longest = max(utterances[i].cut.duration for i in batch)
+        assert len(batch) == 1 or longest * len(batch) <= batch_seconds
+    if batch_seconds == 1000.0:
+        assert len(plan) == 1
+
+
+def test_a_batch_holds_similar_durations(utterances: list[Utterance]) -> None:
+    plan = plan_pass(utterances, 6.0, 1, 0)
+    durations = [[utterances[i].cut.duration for i in batch] for batch in plan]
+    assert durations != sorted(durations)
+    for shorter, longer in pairwise(sorted(durations, key=min)):
+        assert max(shorter) <= min(longer) * 1.05 / 0.95 + 1e-6
+
+
+def test_a_pass_without_utterances_is_refused(utterances: list[Utterance]) -> None:
+    with pytest.raises(DataError, match="pass 3 over the data is empty"):
+        plan_pass([replace(u, weight=0.0) for u in utterances], 10.0, 1, 3)
+
+
+def test_padding_is_silence_and_lengths_cover_all_frames(utterances: list[Utterance]) -> None:
+    features = [np.full((frames, 80), 1.0, np.float32) for frames in (1, 3, 23, 40)]
+    batch = pad_batch(features, [0, 0, 0, 10], utterances[:4])
+    assert batch.frame_lengths.tolist() == [1, 1, 5, 12]
+    assert batch.features.shape == (4, SUBSAMPLING * 12 + PAD_FRAMES, 80)
+    assert batch.features.shape[0] * batch.features.shape[1] / 100 == batch.seconds
+    for row, frames in enumerate(features):
+        assert (batch.features[row, : len(frames)] == 1.0).all()
+        assert (batch.features[row, len(frames) :] == np.float32(SILENCE)).all()
+    for row, utterance in enumerate(utterances[:4]):
+        count = int(batch.label_lengths[row])
+        assert tuple(batch.labels[row, :count].tolist()) == utterance.labels
+        assert (batch.labels[row, count:] == 0).all()
+    assert batch.texts == [u.text for u in utterances[:4]]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return one.texts == other.texts and all(
+        torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True)
+    )
+
+
+@pytest.fixture
+def lively_pass(corpus: ToneCorpus, utterances: list[Utterance], data: DataConfig) -> PassDataset:
+    return PassDataset(utterances, FeatureStore(corpus.noise), data, LIVELY, (1, 2))
+
+
+def test_a_batch_depends_on_its_place_alone(
+    corpus: ToneCorpus, utterances: list[Utterance], data: DataConfig, lively_pass: PassDataset
+) -> None:
+    assert len(lively_pass) > 5
+    in_order = [lively_pass[index] for index in range(len(lively_pass))]
+    again = PassDataset(utterances, FeatureStore(corpus.noise), data, LIVELY, (1, 2))
+    for index in (5, 0, 3):
+        assert same(again[index], in_order[index])
+    other = PassDataset(utterances, FeatureStore(corpus.noise), data, LIVELY, (1, 3))
+    assert not same(other[0], in_order[0])
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_processes_give_the_same_batches(lively_pass: PassDataset, start_method: str) -> None:
+    loader = DataLoader(
+        lively_pass,
+        batch_size=None,
+        sampler=range(2, 5),
+        num_workers=2,
+        multiprocessing_context=start_method,
+    )
+    found = list(loader)
+    assert all(same(batch, lively_pass[index]) for index, batch in zip(range(2, 5), found, strict=True))
+
+
+def test_training_takes_all_stores(corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig) -> None:
+    both = replace(data, train=(data.train[0], SourceConfig(str(corpus.dev), default_weight=0.5)))
+    found = load_training(both, tokens)
+    assert Counter(u.weight for u in found) == {1.0: 48, 0.5: 8}
+    with pytest.raises(DataError, match="no utterance to train on"):
+        load_training(replace(data, max_seconds=0.1), tokens)
+
+
+def test_dev_comes_by_corpus(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, tmp_path: Path
+) -> None:
+    found = load_dev(replace(data, dev=str(corpus.store), dev_cuts=5), tokens)
+    assert {name: len(members) for name, members in found.items()} == {"plain": 5, "rare": 5}
+    assert [u.cut.id for u in found["plain"]] == [f"train-{index:03}" for index in (0, 2, 4, 6, 8)]
+    with pytest.raises(DataError, match="no utterance to measure on"):
+        load_dev(replace(data, dev=str(corpus.noise)), tokens)

@@ -1,0 +1,106 @@
+"""Checkpoints: there and back, whole or not at all, and what is no checkpoint."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onebest.errors import ConfigError, ModelError
+from onebest_training.checkpoint import Checkpoint, Position, load, load_model, run_config, save, save_half
+from onebest_training.config import ModelConfig
+from onebest_training.strict import to_dict
+from onebest_training.transducer import Transducer
+
+POSITION = Position(7, 1, 2, 3, 4, 5.5, 6.5)
+
+
+def make_checkpoint() -> Checkpoint:
+    weights = {"a": torch.randn(3), "b": torch.randn(2, 2)}
+    average = {name: value + 1 for name, value in weights.items()}
+    return Checkpoint({"model": {}, "list": (1, 2)}, b"tokens", weights, average, {"state": {}}, POSITION)
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    checkpoint, path = make_checkpoint(), tmp_path / "checkpoint.pt"
+    save(checkpoint, path)
+    found = load(path)
+    assert (found.config, found.tokens, found.position) == (checkpoint.config, b"tokens", POSITION)
+    for name in ("a", "b"):
+        assert torch.equal(found.weights[name], checkpoint.weights[name])
+        assert torch.equal(found.average[name], checkpoint.average[name])
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_half_precision_keeps_the_average_alone(tmp_path: Path) -> None:
+    checkpoint, path = make_checkpoint(), tmp_path / "checkpoint.pt"
+    save_half(checkpoint, path)
+    found = load(path)
+    assert (found.weights, found.optimizer) == ({}, {})
+    assert torch.equal(found.average["b"], checkpoint.average["b"].half())
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_kill_while_writing_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    checkpoint, path = make_checkpoint(), tmp_path / "checkpoint.pt"
+    save(checkpoint, path)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, function, killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(replace(checkpoint, position=Position()), path)
+    assert load(path).position == POSITION
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, r"not a checkpoint of this version of onebest \(format 1\)"),
+        ({"format": None}, "not a checkpoint"),
+        ({"position": None}, "not a whole checkpoint"),
+        ({"position": {"step": "three"}}, "step: expected int, got 'three'"),
+        ({"extra": 1}, "not a whole checkpoint .*extra"),
+        ({"average": KeyError}, "not a whole checkpoint .*average"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save(make_checkpoint(), path)
+    content = {**torch.load(path, weights_only=True), **change}
+    torch.save({name: value for name, value in content.items() if value is not KeyError}, path)
+    with pytest.raises(ModelError, match=message):
+        load(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(ModelError, match="cannot be read as a checkpoint"):
+        load(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="cannot be read as a checkpoint"):
+        load(path)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(ModelError, match="not a checkpoint of this version"):
+        load(path)
+
+
+def test_weights_must_fit_the_configuration(tmp_path: Path) -> None:
+    path, config = tmp_path / "checkpoint.pt", ModelConfig(joiner_width=8)
+    average = Transducer(config).state_dict()
+    save(replace(make_checkpoint(), config={"model": to_dict(ModelConfig())}, average=average), path)
+    with pytest.raises(ModelError, match="the weights do not fit the configuration"):
+        load_model(path)
+    save(replace(make_checkpoint(), config={}), path)
+    with pytest.raises(ModelError, match="the weights do not fit the configuration"):
+        load_model(path)
+
+
+def test_a_run_configuration_of_another_version_is_refused() -> None:
+    with pytest.raises(ConfigError, match="here: config: unknown list"):
+        run_config(make_checkpoint(), Path("here"))

@@ -1,0 +1,67 @@
+"""The BPE vocabulary: fixed ids, text there and back, and what is refused."""
+
+import gzip
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from onebest.cli import main
+from onebest.errors import DataError
+from onebest_training.vocabulary import TextEncoder, train_vocabulary
+
+TEXTS = ["the cat sat on the mat", "a hat and a bat", "it's that cat's hat", "on and on the bat sat"]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    path = tmp_path_factory.mktemp("vocabulary") / "bpe.model"
+    train_vocabulary(TEXTS, path, 30)
+    return TextEncoder(path.read_bytes())
+
+
+def test_the_first_ids_are_fixed(tokens: TextEncoder) -> None:
+    assert len(tokens) == 30
+    pieces = tokens.pieces()
+    assert pieces[:3] == ["<blk>", "<sos/eos>", "<unk>"]
+    assert len(set(pieces)) == 30
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "", "that's the hat"])
+def test_text_there_and_back(tokens: TextEncoder, text: str) -> None:
+    ids = tokens.encode(text)
+    assert tokens.decode(ids) == text
+    assert all(2 < index < 30 for index in ids)
+
+
+def test_a_letter_never_seen_is_unknown(tokens: TextEncoder) -> None:
+    assert 2 in tokens.encode("zebra")
+
+
+@pytest.mark.parametrize("texts", [[], ["abc"]])
+def test_too_little_text_is_refused(tmp_path: Path, texts: list[str]) -> None:
+    with pytest.raises(DataError, match="no vocabulary of 500 pieces"):
+        train_vocabulary(texts, tmp_path / "bpe.model", 500)
+    assert not (tmp_path / "bpe.model").exists()
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(DataError, match="not a sentencepiece model"):
+        TextEncoder(b"not a model")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=model, model_type="bpe", vocab_size=30, minloglevel=2
+    )
+    with pytest.raises(DataError, match="must have <blk> at 0"):
+        TextEncoder(model.getvalue())
+
+
+def test_the_command_reads_texts_plain_and_compressed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS[:2]).upper())
+    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
+        file.write("\n\n".join(TEXTS[2:]))
+    sources = [str(tmp_path / name) for name in ("a.txt", "b.txt.gz")]
+    assert main(["vocabulary", *sources, "--output", str(tmp_path / "bpe.model"), "--size", "30"]) == 0
+    tokens = TextEncoder((tmp_path / "bpe.model").read_bytes())
+    assert all(tokens.decode(tokens.encode(text)) == text for text in TEXTS)
