@@ -1,0 +1,33 @@
+"""What the tests of runs share: stopping one, and reading its log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onebest_training.checkpoint import Position
+from onebest_training.trainer import Trainer
+
+Row = dict[str, Any]
+
+
+def read_log(folder: Path) -> list[Row]:
+    return [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class KilledError(Exception):
+    pass
+
+
+def stop_after(step: int, trainer: Trainer | None = None) -> Callable[[Position, float], None]:
+    """Progress that ends the run after a step, and saves before if it is given the trainer."""
+
+    def progress(position: Position, loss: float) -> None:
+        if position.step == step:
+            if trainer is not None:
+                trainer.save()
+            raise KilledError
+
+    return progress

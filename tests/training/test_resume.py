@@ -1,0 +1,198 @@
+"""A run that was stopped anywhere ends as if it had not been, or says why it cannot go on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import KilledError, Row, read_log, stop_after
+
+from onebest.cli import main
+from onebest.errors import ConfigError, ModelError
+from onebest_training.checkpoint import Checkpoint, load
+from onebest_training.config import TrainConfig
+from onebest_training.trainer import Trainer
+from onebest_training.vocabulary import train_vocabulary
+
+#: What differs between two equal runs.
+TIMES = {"minutes", "audio_seconds_a_second"}
+
+
+def without_times(rows: list[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
+    assert replace(found.position, wall_seconds=0.0) == replace(expected.position, wall_seconds=0.0)
+    for one, other in ((found.weights, expected.weights), (found.average, expected.average)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    states = [checkpoint.optimizer["state"] for checkpoint in (found, expected)]
+    assert states[0].keys() == states[1].keys()
+    for index, state in states[0].items():
+        assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 6, 7, 8, 12, 16])
+def test_a_run_killed_after_a_step_ends_like_an_unbroken_one(
+    config: TrainConfig, unbroken: Path, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(KilledError):
+        Trainer(config, tmp_path).run(stop_after(step))
+    resumed = Trainer(config, tmp_path)
+    # Checkpoints come with the rows of the log, every third step, and at the end of the first stage.
+    assert resumed.position.step == max(saved for saved in (0, 3, 5, 6, 9, 12, 15) if saved < step)
+    resumed.run()
+    assert_same(load(tmp_path / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
+    assert without_times(read_log(tmp_path)) == without_times(read_log(unbroken))
+
+
+@pytest.mark.parametrize("step", [2, 7, 10, 14])
+def test_a_checkpoint_of_any_step_serves(
+    config: TrainConfig, unbroken: Path, tmp_path: Path, step: int
+) -> None:
+    trainer = Trainer(config, tmp_path)
+    with pytest.raises(KilledError):
+        trainer.run(stop_after(step, trainer))
+    resumed = Trainer(config, tmp_path)
+    assert resumed.position.step == step
+    resumed.run()
+    assert_same(load(tmp_path / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
+    assert [row["step"] for row in read_log(tmp_path)] == [row["step"] for row in read_log(unbroken)]
+
+
+def test_a_finished_run_stays_as_it_is(config: TrainConfig, unbroken: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    Trainer(config, run).run(lambda position, loss: pytest.fail("a step too many"))
+    assert_same(load(run / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
+    assert read_log(run) == read_log(unbroken)
+
+
+def test_processes_that_prepare_batches_change_nothing(
+    config: TrainConfig, unbroken: Path, tmp_path: Path
+) -> None:
+    Trainer(replace(config, data=replace(config.data, workers=2)), tmp_path).run()
+    assert_same(load(tmp_path / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {as_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def write_toml(config: TrainConfig, path: Path) -> Path:
+    path.write_text("".join(f"{name} = {as_toml(value)}\n" for name, value in asdict(config).items()))
+    return path
+
+
+def test_a_killed_process_goes_on(config: TrainConfig, unbroken: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train", str(write_toml(config, tmp_path / "run.toml")), str(run), "--threads", "1"]
+    command = [sys.executable, "-c", "import sys, onebest.cli; sys.exit(onebest.cli.main(sys.argv[1:]))"]
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen([*command, *words], env={**os.environ, "PYTHONPATH": path}) as process:
+        while not (run / "checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert main(words) == 0
+    assert_same(load(run / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
+    assert without_times(read_log(run)) == without_times(read_log(unbroken))
+
+
+def test_tensorboard_keeps_what_was_logged_before_a_kill(config: TrainConfig, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(KilledError):
+        Trainer(config, tmp_path).run(stop_after(11))
+    Trainer(config, tmp_path).run()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [3, 5, 6, 9, 12, 15, 16]
+
+
+def stop_early(config: TrainConfig, folder: Path, step: int = 4) -> None:
+    with pytest.raises(KilledError):
+        Trainer(config, folder).run(stop_after(step))
+
+
+def test_another_configuration_is_refused_unless_allowed(config: TrainConfig, tmp_path: Path) -> None:
+    stop_early(config, tmp_path)
+    changed = replace(config, weight_decay=0.5)
+    with pytest.raises(ConfigError, match="another configuration"):
+        Trainer(changed, tmp_path)
+    trainer = Trainer(changed, tmp_path, change_config=True)
+    trainer.run()
+    assert trainer.position.step == 16
+    assert load(tmp_path / "checkpoint.pt").config["weight_decay"] == 0.5
+
+
+def test_shorter_passes_do_not_hold_a_run_up(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = Trainer(config, tmp_path)
+    with pytest.raises(KilledError):
+        trainer.run(stop_after(6, trainer))
+    longer_batches = replace(config, data=replace(config.data, batch_seconds=40.0))
+    trainer = Trainer(longer_batches, tmp_path, change_config=True)
+    trainer.run()
+    assert trainer.position.step == 16
+
+
+def test_another_model_is_refused_even_if_allowed(config: TrainConfig, tmp_path: Path) -> None:
+    stop_early(config, tmp_path)
+    wider = replace(config, model=replace(config.model, joiner_width=20))
+    with pytest.raises(ModelError, match="does not fit the configured model"):
+        Trainer(wider, tmp_path, change_config=True)
+
+
+def test_another_vocabulary_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    stop_early(config, tmp_path)
+    tokens = tmp_path / "bpe.model"
+    texts = ["abcde edcba", "ab ba cd dc de ed ea ae", "bad dab"]
+    train_vocabulary(texts, tokens, config.model.vocabulary_size)
+    checkpoint = load(tmp_path / "checkpoint.pt")
+    changed = replace(config, data=replace(config.data, tokens=str(tokens)))
+    torch.save(
+        {
+            **{name: getattr(checkpoint, name) for name in ("tokens", "weights", "average", "optimizer")},
+            "format": 1,
+            "config": asdict(changed),
+            "position": asdict(checkpoint.position),
+        },
+        tmp_path / "checkpoint.pt",
+    )
+    with pytest.raises(ConfigError, match="another configuration or vocabulary"):
+        Trainer(changed, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    stop_early(config, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"checkpoint.pt: cannot be read as a checkpoint"):
+        Trainer(config, tmp_path)
+
+
+@pytest.mark.parametrize("cut", [1, 10])
+def test_a_row_cut_off_by_a_kill_is_dropped(config: TrainConfig, tmp_path: Path, cut: int) -> None:
+    stop_early(config, tmp_path, 5)
+    path = tmp_path / "log.jsonl"
+    rows = path.read_text()
+    path.write_text(rows[:-cut])
+    Trainer(config, tmp_path).run()
+    assert [row["step"] for row in read_log(tmp_path) if "loss" in row] == [3, 5, 6, 9, 12, 15, 16]
+
+
+def test_a_run_goes_on_without_its_log(config: TrainConfig, tmp_path: Path) -> None:
+    stop_early(config, tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    Trainer(config, tmp_path).run()
+    assert [row["step"] for row in read_log(tmp_path) if "loss" in row] == [5, 6, 9, 12, 15, 16]
