@@ -47,26 +47,16 @@ def banded_transducer_loss(
     Raises:
         DataError: a shape, a length or a label that does not fit.
     """
-    if logits.ndim != 4 or starts.shape != logits.shape[:2] or labels.ndim != 2:
-        raise DataError(
-            "expected logits [B, T, S, V], starts [B, T] and labels [B, U], got "
-            f"{list(logits.shape)}, {list(starts.shape)} and {list(labels.shape)}"
-        )
+    _check_band(logits, labels, starts)
     width = logits.shape[2]
     check_lengths("label_lengths", label_lengths, len(labels), 0, labels.shape[1])
     labels = check_labels(labels, label_lengths, logits.shape[3], blank)
     next_labels, _ = band_labels(labels, starts, width, label_lengths)
     node_lengths = (label_lengths + 1).clamp(max=width)
     band_blank, band_label = arc_planes(logits, next_labels, frame_lengths, node_lengths, blank=blank)
-    blank_plane, label_plane = banded_planes(band_blank, band_label, starts, labels.shape[1])
-    return transducer_loss_from_planes(
-        blank_plane,
-        label_plane,
-        frame_lengths,
-        label_lengths,
-        fastemit=fastemit,
-        delay_penalty=delay_penalty,
-    )
+    planes = banded_planes(band_blank, band_label, starts, labels.shape[1])
+    lengths = frame_lengths, label_lengths
+    return transducer_loss_from_planes(*planes, *lengths, fastemit=fastemit, delay_penalty=delay_penalty)
 
 
 def band_starts(
@@ -109,11 +99,8 @@ def band_starts(
     frames = frames.masked_fill(~used, num_frames).contiguous()
     clock = torch.arange(num_frames, device=device).expand(num_utterances, -1).contiguous()
     last = torch.searchsorted(frames, clock, right=True)
-    first = pad(last, (1, 0))[:, :-1]
-    centred = (first + last) // 2 - (width - 1) // 2
-    in_path = torch.minimum(torch.maximum(centred, last - width + 1), first)
     highest = (label_lengths[:, None] + 1 - width).clamp(min=0)
-    return torch.minimum(in_path.clamp(min=0), highest)
+    return torch.minimum(_centre(last, width).clamp(min=0), highest)
 
 
 def band_nodes(starts: Tensor, width: int, label_lengths: Tensor) -> Tensor:
@@ -269,6 +256,13 @@ def _ctc_forward(log_probs: Tensor, labels: Tensor, blank: int) -> tuple[Tensor,
     return torch.stack(totals), ways
 
 
+def _centre(last: Tensor, width: int) -> Tensor:
+    """The start of a band of ``width`` around a path, from the last node of the path at each frame."""
+    first = pad(last, (1, 0))[:, :-1]
+    centred = (first + last) // 2 - (width - 1) // 2
+    return torch.minimum(torch.maximum(centred, last - width + 1), first)
+
+
 def _without_bursts(frames: Tensor, frame_lengths: Tensor, label_lengths: Tensor, most: int) -> Tensor:
     """The path ``[B, U]`` put in order, with at most ``most`` labels in one frame; the rest stays."""
     num_labels = frames.shape[1]
@@ -283,6 +277,14 @@ def _without_bursts(frames: Tensor, frame_lengths: Tensor, label_lengths: Tensor
     delayed = rows.cummax(1).values.flatten(1)[:, :num_labels] + turn
     latest = frame_lengths[:, None] - 1 - (label_lengths[:, None] - 1 - label) // most
     return torch.minimum(delayed, latest)
+
+
+def _check_band(logits: Tensor, labels: Tensor, starts: Tensor) -> None:
+    if logits.ndim != 4 or starts.shape != logits.shape[:2] or labels.ndim != 2:
+        raise DataError(
+            "expected logits [B, T, S, V], starts [B, T] and labels [B, U], got "
+            f"{list(logits.shape)}, {list(starts.shape)} and {list(labels.shape)}"
+        )
 
 
 def _check_width(width: int, frame_lengths: Tensor, label_lengths: Tensor) -> None:

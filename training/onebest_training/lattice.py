@@ -63,14 +63,8 @@ def transducer_loss(
     labels = check_labels(labels, label_lengths, logits.shape[3], blank)
     next_labels = pad(labels, (0, 1), value=blank)[:, None].expand(logits.shape[:3])
     blank_plane, label_plane = arc_planes(logits, next_labels, frame_lengths, label_lengths + 1, blank=blank)
-    return transducer_loss_from_planes(
-        blank_plane,
-        label_plane[:, :, :-1],
-        frame_lengths,
-        label_lengths,
-        fastemit=fastemit,
-        delay_penalty=delay_penalty,
-    )
+    planes, lengths = (blank_plane, label_plane[:, :, :-1]), (frame_lengths, label_lengths)
+    return transducer_loss_from_planes(*planes, *lengths, fastemit=fastemit, delay_penalty=delay_penalty)
 
 
 def transducer_loss_from_planes(
