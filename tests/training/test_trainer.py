@@ -14,7 +14,7 @@ from torch import Tensor
 from onebest.cli import main
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training import trainer as trainer_module
-from onebest_training.checkpoint import Position, load_model
+from onebest_training.checkpoint import Position, load, load_model, save_half
 from onebest_training.config import AugmentConfig, LossConfig, TrainConfig
 from onebest_training.trainer import Trainer
 
@@ -191,3 +191,19 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["train", str(tmp_path / "run.toml"), str(tmp_path / "run")]) == 1
     assert "run.toml: data, model missing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_starts_from_a_trained_model(corpus: ToneCorpus, tmp_path: Path) -> None:
+    Trainer(tiny_config(corpus, make_stage("all", 2)), tmp_path / "first").run()
+    half = tmp_path / "half.pt"
+    save_half(load(tmp_path / "first" / "checkpoint.pt"), half)
+    second = Trainer(tiny_config(corpus, make_stage("all", 1), initial_model=str(half)), tmp_path / "second")
+    trained, _, _ = load_model(half)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value)
+        assert torch.equal(second.average[name], value)
+    with pytest.raises(ModelError, match=r"none\.pt"):
+        Trainer(
+            tiny_config(corpus, make_stage("all", 1), initial_model=str(tmp_path / "none.pt")),
+            tmp_path / "third",
+        )

@@ -248,6 +248,7 @@ class TrainConfig:
 
     Attributes:
         initial_encoder: weights of a pre-trained encoder for the first blocks, or empty for random ones.
+        initial_model: checkpoint of a trained model to start all weights from, or empty.
         seed: of everything random.
         bf16: autocast to bfloat16.
         weight_decay, gradient_clip: AdamW's, and the largest norm of a gradient.
@@ -262,6 +263,7 @@ class TrainConfig:
     data: DataConfig
     stages: tuple[StageConfig, ...]
     initial_encoder: str = ""
+    initial_model: str = ""
     seed: int = 1
     bf16: bool = True
     weight_decay: float = 0.01

@@ -59,6 +59,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = Transducer(config.model)
         self.pretrained = _start_encoder(self.model.encoder, config.initial_encoder)
+        _start_model(self.model, config.initial_model, self.tokens_model)
         self.model.to(self.device)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
@@ -257,3 +258,18 @@ def _start_encoder(encoder: Encoder, path: str) -> frozenset[str]:
             "sizes of the pre-trained encoder."
         )
     return frozenset(f"encoder.{name}" for name in weights)
+
+
+def _start_model(model: Transducer, path: str, tokens_model: bytes) -> None:
+    """Load the average of a trained checkpoint, whole or in half precision, of the same vocabulary."""
+    if not path:
+        return
+    trained, _, checkpoint = checkpoints.load_model(Path(path))
+    if checkpoint.tokens != tokens_model:
+        raise ConfigError(
+            f"{path} was trained with another vocabulary. Train on with its own as data.tokens."
+        )
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not fit the configured model: {error}") from error
