@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from onebest.card import FORMAT, VERSION, hash_file
 from onebest.errors import ModelError
@@ -18,7 +21,7 @@ from onebest_export.quantize import quantize
 from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
-from onebest_training.transducer import Transducer
+from onebest_training.transducer import BLANK, Transducer
 from onebest_training.vocabulary import TextEncoder
 
 _PARTS = ("encoder", "decoder", "joiner")
@@ -36,6 +39,8 @@ class ExportOptions:
         left_frames: frames of left context.
         int8: write int8 graphs, or float32 ones.
         notes: a JSON object for the card: ``training``, ``wer`` and whatever else is known.
+        blank_penalty: taken off the blank's logit for good, in nats; more than 0 brings out words that greedy
+            search would leave out, and some wrong ones with them.
     """
 
     name: str
@@ -43,6 +48,7 @@ class ExportOptions:
     left_frames: int = 128
     int8: bool = True
     notes: dict[str, Any] | None = None
+    blank_penalty: float = 0.0
 
 
 def write_bundle(
@@ -74,6 +80,7 @@ def write_bundle(
             f"the vocabulary has {len(tokens)} tokens, the model {model.config.vocabulary_size}; nothing was "
             "written. Take the vocabulary that the model was trained with."
         )
+    model = _penalize_blank(model, options.blank_penalty)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         work = Path(name)
@@ -98,6 +105,15 @@ def write_bundle(
         (complete / "card.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
         complete.rename(folder)
     return difference
+
+
+def _penalize_blank(model: Transducer, penalty: float) -> Transducer:
+    if not penalty:
+        return model
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.joiner.out.bias[BLANK] -= penalty
+    return changed
 
 
 def _compare(
@@ -160,6 +176,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, P
             "chunk_frames": options.chunk_frames,
             "left_frames": options.left_frames,
             "precision": "int8" if options.int8 else "float32",
+            "blank_penalty": options.blank_penalty,
         },
         "training": {**training, **notes.get("training", {})},
         "wer": notes.get("wer", {}),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -221,3 +222,22 @@ def test_not_a_number_is_refused():
     for check in (verify.check_float, verify.check_int8):
         with pytest.raises(ModelError):
             check(verify.Difference(float("nan"), float("nan"), 1.0))
+
+
+def test_blank_penalty_makes_it_speak_more_and_is_in_the_card(tiny, tmp_path):
+    before = tiny.model.joiner.out.bias.clone()
+    export(tiny, tmp_path / "plain", replace(OPTIONS, int8=False))
+    export(tiny, tmp_path / "penalty", replace(OPTIONS, int8=False, blank_penalty=3.0))
+    assert torch.equal(before, tiny.model.joiner.out.bias)
+    assert (
+        json.loads((tmp_path / "penalty" / "card.json").read_text())["architecture"]["blank_penalty"] == 3.0
+    )
+    encoded, predicted = np.ones((2, tiny.model.config.joiner_width), np.float32), None
+    logits = []
+    for name in ("plain", "penalty"):
+        loaded = load_bundle(tmp_path / name)
+        predicted = loaded.predict((-1, 0))
+        logits.append(loaded.join(encoded, predicted))
+    difference = logits[0] - logits[1]
+    np.testing.assert_allclose(difference[:, 0], 3.0, atol=1e-5)
+    np.testing.assert_allclose(difference[:, 1:], 0.0, atol=1e-5)

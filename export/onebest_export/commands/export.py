@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--left-ms", type=int, default=5120, help="left context, a multiple of 40")
     parser.add_argument("--float", action="store_true", help="float32 graphs instead of int8")
+    parser.add_argument(
+        "--blank-penalty",
+        type=float,
+        default=0.0,
+        help="take this off the blank's logit, where dev shows words left out",
+    )
     parser.add_argument("--notes", type=Path, help="JSON object to put into the card")
     parser.add_argument(
         "--check-audio",
@@ -47,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         _frames("--left-ms", arguments.left_ms),
         not arguments.float,
         _notes(arguments.notes),
+        arguments.blank_penalty,
     )
     features = _features(arguments.check_audio) if arguments.check_audio else None
     model, tokens, checkpoint = load_model(arguments.checkpoint)
