@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from importlib.metadata import version
@@ -28,3 +29,9 @@ def processor_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def model_hash(folder: Path) -> str:
+    """Return one SHA-256 of a bundle's encoder, decoder and joiner, one after another."""
+    parts = [next(folder.glob(f"{part}*.onnx")) for part in ("encoder", "decoder", "joiner")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()

@@ -82,7 +82,7 @@ def wer_table(result: Results) -> str:
     corpora = list(rows[0]["scores"])
     hours = [f"{corpus}, {rows[0]['scores'][corpus]['hours']:.2f} h" for corpus in corpora]
     body = [[row["latency"], *(f"{row['scores'][corpus]['wer']:.1f}" for corpus in corpora)] for row in rows]
-    caption = f"Model {result['model']['encoder_sha256'][:12]}; {footnote(result)}."
+    caption = f"Model {result['model']['sha256'][:12]}; {footnote(result)}."
     return grid(["WER %", *hours], body) + "\n\n" + caption
 
 

@@ -15,9 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import describe_machine, describe_versions
+from machine import describe_machine, describe_versions, model_hash
 
-from onebest.card import hash_file
 from onebest.recognizer import DEFAULT_MODEL
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280, "offline": 40_000}
@@ -31,7 +30,6 @@ def main() -> None:
     for name, scores in rows.items():
         print(f"{name:12}" + "".join(f"{scores[corpus]['wer']:18.2f}" for corpus in corpora))
     folder = arguments.model or DEFAULT_MODEL
-    encoder = json.loads((folder / "card.json").read_text("utf-8"))["files"]["encoder"]["file"]
     print(
         json.dumps(
             {
@@ -41,7 +39,7 @@ def main() -> None:
                     for name, scores in rows.items()
                 ],
                 "manifest": arguments.manifest.name,
-                "model": {"name": folder.name, "encoder_sha256": hash_file(folder / encoder)},
+                "model": {"name": folder.name, "sha256": model_hash(folder)},
                 "machine": describe_machine(),
                 "versions": describe_versions("onebest", "onnxruntime"),
             }

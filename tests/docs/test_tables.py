@@ -14,7 +14,7 @@ SCORES = {"librispeech": {"hours": 1.314, "wer": 25.04}, "overall": {"hours": 2.
 RESULTS = {
     "wer": {
         "rows": [{"latency": "640 ms", "scores": SCORES}],
-        "model": {"name": "model", "encoder_sha256": "a" * 64},
+        "model": {"name": "model", "sha256": "a" * 64},
         **MACHINE,
     },
     "decode": {
