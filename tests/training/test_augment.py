@@ -5,7 +5,14 @@ import pytest
 from tone_corpus import FloatArray
 
 from onebest.frontend import SILENCE, compute_features
-from onebest_training.augment import TELEPHONE_BIN, augment, change_speed, mix_noise, spec_augment
+from onebest_training.augment import (
+    TELEPHONE_BIN,
+    augment,
+    change_speed,
+    mix_noise,
+    spec_augment,
+    warp_frequency,
+)
 from onebest_training.config import AugmentConfig
 
 CLEAN = AugmentConfig()
@@ -31,7 +38,7 @@ def test_nothing_asked_changes_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_everything_at_once_leaves_the_original_alone_and_follows_the_seed(seed: int) -> None:
-    config = AugmentConfig(1.0, 1.0, (0.0, 10.0), 0.1, 1.0, 2, 10, 2.0, 10)
+    config = AugmentConfig(1.0, 1.0, (0.0, 10.0), 0.1, 1.0, 2, 10, 2.0, 10, 0.2)
     frames, noise = make_frames(), make_frames(40, seed=1)
     before = frames.copy(), noise.copy()
     changed = augment(frames, config, noise, rng(seed))
@@ -55,6 +62,39 @@ def test_speed_stays_within_its_limit() -> None:
     lengths = [len(augment(make_frames(), AugmentConfig(speed=0.1), None, rng(seed))) for seed in range(50)]
     assert 120 / 1.1 - 1 <= min(lengths) < 115
     assert 125 < max(lengths) <= 120 / 0.9 + 1
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.2, 2.0])
+def test_a_warp_moves_the_bins_by_its_factor_and_keeps_the_ends(factor: float) -> None:
+    ramp = np.tile(np.arange(80, dtype=np.float32), (3, 1))
+    warped = warp_frequency(ramp, factor)
+    assert warped.dtype == np.float32
+    below = int(0.875 * 79 * min(1.0, factor))
+    np.testing.assert_allclose(warped[:, : below + 1], ramp[:, : below + 1] / factor, rtol=1e-5)
+    np.testing.assert_allclose(warped[:, [0, -1]], ramp[:, [0, -1]])
+    # Two straight lines that never turn back.
+    steps = np.diff(warped[0])
+    assert steps.min() > 0
+    assert (np.abs(np.diff(steps)) > 1e-3).sum() <= 2
+
+
+def test_a_factor_of_one_warps_nothing() -> None:
+    assert np.array_equal(warp_frequency(make_frames(), 1.0), make_frames())
+
+
+def test_a_warp_turns_one_tone_into_another() -> None:
+    time = np.arange(16000) / 16000
+    tone = compute_features(np.sin(2 * np.pi * 1000 * time).astype(np.float32))
+    peak = int(tone[50].argmax())
+    assert abs(int(warp_frequency(tone, 1.2)[50].argmax()) - 1.2 * peak) <= 1
+    assert abs(int(warp_frequency(tone, 0.8)[50].argmax()) - 0.8 * peak) <= 1
+
+
+def test_warps_stay_within_their_limit() -> None:
+    ramp = np.arange(80, dtype=np.float32)[None] - 20
+    at = [augment(ramp, AugmentConfig(warp=0.1), None, rng(seed))[0, 40] + 20 for seed in range(100)]
+    assert 40 / 1.1 - 1e-3 <= min(at) < 37
+    assert 43.5 < max(at) <= 40 / 0.9 + 1e-3
 
 
 def test_volume_moves_all_frames_alike_down_to_silence() -> None:

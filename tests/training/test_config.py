@@ -117,6 +117,7 @@ def test_what_does_not_belong_is_refused(place: tuple[str | int, ...], value: An
         (AugmentConfig, {"noise_probability": 1.5}, "probabilities from 0 to 1"),
         (AugmentConfig, {"frequency_width": 81}, "frequency_width from 0 to 80"),
         (AugmentConfig, {"time_width": -1}, "masks of 0 or more"),
+        (AugmentConfig, {"warp": 1.0}, "a warp from 0 to 1"),
     ],
 )
 def test_impossible_values_are_refused(kind: type, values: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,35 @@ def test_another_configuration_is_refused_unless_allowed(config: TrainConfig, tm
     trainer.run()
     assert trainer.position.step == 16
     assert load(tmp_path / "checkpoint.pt").config["weight_decay"] == 0.5
+
+
+def change_saved_config(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content["config"])
+    torch.save(content, path)
+
+
+def test_a_checkpoint_from_before_a_key_goes_on(config: TrainConfig, unbroken: Path, tmp_path: Path) -> None:
+    stop_early(config, tmp_path)
+
+    def take_out(saved: dict[str, Any]) -> None:
+        del saved["initial_model"], saved["data"]["workers"]
+        for stage in saved["stages"]:
+            del stage["augment"]["warp"]
+
+    change_saved_config(tmp_path / "checkpoint.pt", take_out)
+    Trainer(config, tmp_path).run()
+    assert_same(load(tmp_path / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
+    assert load(tmp_path / "checkpoint.pt").config == asdict(config)
+
+
+def test_a_checkpoint_with_an_unknown_key_is_another_configuration(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    stop_early(config, tmp_path)
+    change_saved_config(tmp_path / "checkpoint.pt", lambda saved: saved.update(later=1))
+    with pytest.raises(ConfigError, match="another configuration"):
+        Trainer(config, tmp_path)
 
 
 def test_shorter_passes_do_not_hold_a_run_up(config: TrainConfig, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from onebest_training.config import AugmentConfig
 #: Nats of energy in a decibel, and the first bin whose middle lies above 4 kHz.
 NATS_PER_DB = float(np.log(10.0) / 10.0)
 TELEPHONE_BIN = 62
+#: Share of the bins over which a warp is one straight line; a second one leads from there to the top.
+WARP_KNEE = 0.875
 
 
 def augment(
@@ -29,6 +31,8 @@ def augment(
     features = (
         change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0)) if config.speed else features
     )
+    if config.warp:
+        features = warp_frequency(features, 1.0 + config.warp * rng.uniform(-1.0, 1.0))
     if config.volume:
         features = np.maximum(
             features + np.float32(config.volume * rng.uniform(-1.0, 1.0)), np.float32(SILENCE)
@@ -49,6 +53,21 @@ def change_speed(features: FloatArray, factor: float) -> FloatArray:
     high = np.minimum(low + 1, len(features) - 1)
     share = (at - low)[:, None]
     return np.asarray(features[low] * (1.0 - share) + features[high] * share, np.float32)
+
+
+def warp_frequency(features: FloatArray, factor: float) -> FloatArray:
+    """Return features whose bins have moved up by ``factor``, as from a shorter vocal tract; the ends stay.
+
+    Vocal tract length perturbation (Jaitly and Hinton 2013), on the mel axis: bin b holds what stood at
+    b / factor, up to a knee from which on a straight line leads to the top bin.
+    """
+    top = features.shape[1] - 1.0
+    knee = WARP_KNEE * top * min(1.0, factor)
+    at = np.interp(np.arange(features.shape[1]), [0.0, knee, top], [0.0, knee / factor, top])
+    low = np.minimum(at.astype(np.int64), features.shape[1] - 2)
+    share = (at - low).astype(np.float32)
+    warped: FloatArray = features[:, low] * (1 - share) + features[:, low + 1] * share
+    return warped
 
 
 def mix_noise(features: FloatArray, noise: FloatArray, snr_db: float, rng: np.random.Generator) -> FloatArray:

@@ -149,6 +149,7 @@ class AugmentConfig:
         frequency_masks, frequency_width: SpecAugment over bins.
         time_mask_rate, time_width: SpecAugment over time; masks a second of audio and their largest width in
             10 ms frames.
+        warp: largest relative shift of the spectrum up or down the mel axis, as by another vocal tract.
     """
 
     volume: float = 0.0
@@ -160,10 +161,12 @@ class AugmentConfig:
     frequency_width: int = 15
     time_mask_rate: float = 0.0
     time_width: int = 25
+    warp: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.noise_snr_db[0] <= self.noise_snr_db[1], "noise_snr_db from the lowest to the highest")
         require(self.volume >= 0 and 0 <= self.speed < 1, "volume of 0 or more, speed from 0 to 1")
+        require(0 <= self.warp < 1, "a warp from 0 to 1")
         require(min(self.noise_probability, self.band_probability) >= 0, "probabilities from 0 to 1")
         require(max(self.noise_probability, self.band_probability) <= 1, "probabilities from 0 to 1")
         require(0 <= self.frequency_width <= NUM_BINS, f"frequency_width from 0 to {NUM_BINS}")

@@ -81,7 +81,7 @@ class Trainer:
 
     def _resume(self, change_config: bool) -> None:
         saved = checkpoints.load(self.path)
-        same = saved.config == to_dict(self.config) and saved.tokens == self.tokens_model
+        same = saved.tokens == self.tokens_model and self._is_run_of(saved)
         if not same and not change_config:
             raise ConfigError(
                 f"{self.path} was made with another configuration or vocabulary. Give another folder, or "
@@ -97,6 +97,13 @@ class Trainer:
         self.average = {name: value.to(self.device) for name, value in saved.average.items()}
         self.position = saved.position
         log.info("%s: going on after step %d", self.path, self.position.step)
+
+    def _is_run_of(self, saved: Checkpoint) -> bool:
+        """Whether a checkpoint has this configuration; keys that came later count as their defaults."""
+        try:
+            return checkpoints.run_config(saved, self.path) == self.config
+        except ConfigError:
+            return False
 
     def run(self, progress: Progress = lambda position, loss: None) -> None:
         """Train to the end of the last stage; ``progress`` is told the position and loss after every step."""
