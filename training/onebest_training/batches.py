@@ -22,6 +22,7 @@ from onebest.frontend import NUM_BINS, SILENCE, FloatArray
 from onebest.normalize import normalize_text
 from onebest_training.augment import augment
 from onebest_training.config import AugmentConfig, DataConfig
+from onebest_training.distillation import TargetBatch
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import FeatureStore
 from onebest_training.vocabulary import TextEncoder
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
         labels: [B, U], 0 behind each utterance's labels.
         label_lengths: [B].
         texts: the normalised references.
+        targets: a teacher's paths; None where no source of the run has any.
     """
 
     features: Tensor
@@ -48,6 +50,7 @@ class Batch(NamedTuple):
     labels: Tensor
     label_lengths: Tensor
     texts: list[str]
+    targets: TargetBatch | None = None
 
     @property
     def seconds(self) -> float:
@@ -57,7 +60,8 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         features, frame_lengths, labels, label_lengths = (part.to(device) for part in self[:4])
-        return Batch(features, frame_lengths, labels, label_lengths, self.texts)
+        targets = None if self.targets is None else self.targets.to(device)
+        return Batch(features, frame_lengths, labels, label_lengths, self.texts, targets)
 
 
 @dataclass(frozen=True)

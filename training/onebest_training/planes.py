@@ -98,7 +98,7 @@ class _Planes(torch.autograd.Function):
         ctx.extents, ctx.blank = extents, blank
         dtype = result_dtype(logits)
         blank_plane, label_plane = (logits.new_zeros(logits.shape[:3], dtype=dtype) for _ in range(2))
-        for chunk in _chunks(logits, extents):
+        for chunk in node_chunks(logits, extents):
             log_probs = torch.log_softmax(logits[chunk], -1, dtype=dtype)
             blank_plane[chunk] = log_probs[..., blank]
             label_plane[chunk] = log_probs.gather(-1, next_labels[chunk][..., None])[..., 0]
@@ -113,7 +113,7 @@ class _Planes(torch.autograd.Function):
             grad[utterance, num_frames:] = 0
             grad[utterance, :num_frames, num_nodes:] = 0
         total = -(grad_blank + grad_label)
-        for chunk in _chunks(logits, ctx.extents):
+        for chunk in node_chunks(logits, ctx.extents):
             target = grad[chunk]
             part = target if grad.dtype == total.dtype else torch.empty_like(target, dtype=total.dtype)
             torch.softmax(logits[chunk], -1, dtype=total.dtype, out=part)
@@ -125,7 +125,7 @@ class _Planes(torch.autograd.Function):
         return grad, None, None, None
 
 
-def _chunks(logits: Tensor, extents: list[tuple[int, int]]) -> Iterator[tuple[int, slice, slice]]:
+def node_chunks(logits: Tensor, extents: list[tuple[int, int]]) -> Iterator[tuple[int, slice, slice]]:
     """Index logits ``[B, T, N, V]`` a few frames of one utterance at a time, leaving out the padding."""
     limit = CHUNK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS["cuda"])
     for utterance, (num_frames, num_nodes) in enumerate(extents):
