@@ -23,3 +23,7 @@ class DataError(OnebestError, ValueError):
 
 class StreamError(OnebestError, RuntimeError):
     """A stream that is used after it was finished, or in another order than it allows."""
+
+
+class DeviceError(OnebestError, RuntimeError):
+    """A microphone that cannot be used, or PortAudio, which reaches it, that is missing."""
