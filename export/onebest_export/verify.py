@@ -20,7 +20,7 @@ import torch
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS
 from onebest.graph import Graph
-from onebest.search import search, start_state
+from onebest.search import Context, search, start_state
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.transducer import BLANK, Transducer
 
@@ -154,13 +154,15 @@ class _TorchNetwork:
     def __init__(self, model: Transducer):
         self._model = model
 
-    @torch.inference_mode()
-    def predict(self, context: tuple[int, ...]) -> FloatArray:
-        return self._model.predictor(torch.tensor([context])).numpy()  # type: ignore[no-any-return]
+    frames_a_join = 16
 
     @torch.inference_mode()
-    def join(self, frames: FloatArray, prediction: FloatArray) -> FloatArray:
-        logits = self._model.joiner(torch.from_numpy(frames), torch.from_numpy(prediction))
+    def predict(self, contexts: Sequence[Context]) -> FloatArray:
+        return self._model.predictor(torch.tensor(contexts)).numpy()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def join(self, frames: FloatArray, predictions: FloatArray) -> FloatArray:
+        logits = self._model.joiner(torch.from_numpy(frames), torch.from_numpy(predictions))
         return logits.numpy()  # type: ignore[no-any-return]
 
 
@@ -169,10 +171,10 @@ def _contexts_on_path(model: Transducer, encoded: FloatArray) -> IntArray:
     size, network = model.config.context_size, _TorchNetwork(model)
     speaks = np.arange(model.config.vocabulary_size) != BLANK
     contexts = np.empty((*encoded.shape[:2], size), np.int64)
-    for stream, frames in enumerate(encoded):
-        state = start_state(network, size)
+    state = start_state(network, size)
+    for stream, found in enumerate(search(network, encoded, [state] * len(encoded), speaks)[0]):
         contexts[stream] = context = state.context
-        for token, frame in search(network, frames, state, speaks)[0]:
+        for token, frame, _ in found:
             context = (*context[1:], token)
             contexts[stream, frame + 1 :] = context
     return contexts

@@ -7,7 +7,8 @@ Audio comes in as samples, text goes out as it is spoken. The stages, one file e
 - ``frontend``: samples -> 80-bin log-mel frames (the only front end; training and export import it)
 - ``bundle``: a model's folder -> its three steps, vocabulary and sizes, all checked (with ``card``,
   ``graph`` and ``vocabulary``)
-- ``search``: encoder frames -> tokens (greedy transducer search)
+- ``search``: encoder frames -> tokens (greedy transducer search, many streams at once)
+- ``results``: tokens -> words and segments with their times (with ``endpoint``, which ends segments)
 - ``recognizer``: ``Recognizer`` (shared, immutable) and ``Stream`` (one utterance)
 
 Beside them: ``cli`` and ``commands`` (the ``onebest`` command), ``cuts`` (lhotse manifests), ``normalize``
@@ -20,25 +21,39 @@ from typing import TYPE_CHECKING
 from onebest.errors import AudioError, ConfigError, DataError, ModelError, OnebestError, StreamError
 
 if TYPE_CHECKING:
-    from onebest.recognizer import Recognizer, Result, Stream, Token
+    from onebest.endpoint import EndpointRule
+    from onebest.recognizer import Recognizer, Stream
+    from onebest.results import Result, Segment, Token, Word
 
 __version__ = "0.1.0"
+_HOMES = {
+    "EndpointRule": "onebest.endpoint",
+    "Recognizer": "onebest.recognizer",
+    "Result": "onebest.results",
+    "Segment": "onebest.results",
+    "Stream": "onebest.recognizer",
+    "Token": "onebest.results",
+    "Word": "onebest.results",
+}
 __all__ = [
     "AudioError",
     "ConfigError",
     "DataError",
+    "EndpointRule",
     "ModelError",
     "OnebestError",
     "Recognizer",
     "Result",
+    "Segment",
     "Stream",
     "StreamError",
     "Token",
+    "Word",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("Recognizer", "Result", "Stream", "Token"):
+    if name not in _HOMES:
         raise AttributeError(f"module 'onebest' has no attribute {name!r}")
-    return getattr(import_module("onebest.recognizer"), name)
+    return getattr(import_module(_HOMES[name]), name)

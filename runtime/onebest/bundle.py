@@ -11,6 +11,7 @@ J joiner width, V vocabulary.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from onebest.card import BundleFiles, find_files, read_card
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS, check_spec
 from onebest.graph import Graph
+from onebest.search import Context
 from onebest.vocabulary import Vocabulary, parse_vocabulary
 
 FloatArray = npt.NDArray[np.float32]
@@ -64,11 +66,21 @@ class Sizes:
 
 
 class EncoderState(NamedTuple):
-    """What the encoder remembers: its two caches and the feature frames it has moved past."""
+    """What the encoder remembers of one stream.
 
-    attention: FloatArray
-    convolution: FloatArray
+    Attributes:
+        caches: its state tensors, each with a batch axis of one.
+        processed_frames: feature frames that it has moved past.
+    """
+
+    caches: tuple[npt.NDArray[Any], ...]
     processed_frames: int
+
+
+#: The batch axis of both caches of a conformer.
+_BATCH_AXIS = 2
+#: Frames of a stream that one call of the joiner takes, at most.
+_FRAMES_A_JOIN = 16
 
 
 @dataclass(frozen=True)
@@ -93,36 +105,50 @@ class Bundle:
         sizes = self.sizes
         attention = np.zeros((sizes.num_layers, sizes.left_context, 1, sizes.encoder_dim), np.float32)
         convolution = np.zeros((sizes.num_layers, sizes.kernel - 1, 1, sizes.encoder_dim), np.float32)
-        return EncoderState(attention, convolution, 0)
+        return EncoderState((attention, convolution), 0)
 
-    def encode(self, window: FloatArray, state: EncoderState) -> tuple[FloatArray, EncoderState]:
-        """Run one step of the encoder.
+    @property
+    def frames_a_join(self) -> int:
+        """Encoder frames of a stream that one call of the joiner may take."""
+        return 1 if self.joiner.mixes_batch else _FRAMES_A_JOIN
+
+    def encode(
+        self, windows: FloatArray, states: Sequence[EncoderState]
+    ) -> tuple[FloatArray, list[EncoderState]]:
+        """Run one step of the encoder for N streams; each gets what it would get alone.
 
         Args:
-            window: feature frames [F, 80], ``pad_frames`` more than the step moves on by.
-            state: what the step before returned.
+            windows: feature frames [N, F, 80], ``pad_frames`` more than the step moves on by.
+            states: what the step before returned for each stream.
 
         Returns:
-            Encoder frames [T, J], T = (F - pad_frames) / 4, and the state behind them.
+            Encoder frames [N, T, J], T = (F - pad_frames) / 4, and the states behind them.
         """
-        moved = len(window) - self.sizes.pad_frames
-        processed = np.array([state.processed_frames], np.int64)
-        outputs = self.encoder.run(window[None], state.attention, state.convolution, processed)
-        frames, attention, convolution = outputs
+        if self.encoder.mixes_batch and len(states) > 1:
+            alone = [self.encode(windows[n : n + 1], [state]) for n, state in enumerate(states)]
+            return np.concatenate([frames for frames, _ in alone]), [state for _, (state,) in alone]
+        moved = windows.shape[1] - self.sizes.pad_frames
+        processed = np.array([state.processed_frames for state in states], np.int64)
+        caches = [_stack(parts) for parts in zip(*(state.caches for state in states), strict=True)]
+        frames, *caches = self.encoder.run(windows, *caches, processed)
         if frames.shape[1] != moved // SUBSAMPLING:
             raise ModelError(
-                f"{self.encoder.path}: {len(window)} feature frames gave {frames.shape[1]} "
+                f"{self.encoder.path}: {windows.shape[1]} feature frames gave {frames.shape[1]} "
                 f"encoder frames instead of {moved // SUBSAMPLING}. Export the model again."
             )
-        return frames[0], EncoderState(attention, convolution, state.processed_frames + moved)
+        split = zip(*(_split(cache) for cache in caches), strict=True)
+        return frames, [
+            EncoderState(parts, state.processed_frames + moved)
+            for parts, state in zip(split, states, strict=True)
+        ]
 
-    def predict(self, context: tuple[int, ...]) -> FloatArray:
-        """Return the decoder's output [1, J] for the last ``context_size`` tokens."""
-        return self.decoder.run(np.array([context], np.int64))[0]
+    def predict(self, contexts: Sequence[Context]) -> FloatArray:
+        """Return the decoder's outputs [R, J] for R times the last ``context_size`` tokens."""
+        return self.decoder.run_rows(np.array(contexts, np.int64))
 
-    def join(self, frames: FloatArray, prediction: FloatArray) -> FloatArray:
-        """Return the logits [T, V] of frames [T, J] that all follow one prediction [1, J]."""
-        return self.joiner.run(frames, np.repeat(prediction, len(frames), axis=0))[0]
+    def join(self, frames: FloatArray, predictions: FloatArray) -> FloatArray:
+        """Return the logits [R, V] of frames [R, J], each with its prediction [R, J]."""
+        return self.joiner.run_rows(frames, predictions)
 
     def at_latency(self, chunk_ms: int | None, left_context: int | None) -> Bundle:
         """Return this model with another chunk length or left context; None keeps the model's own.
@@ -143,6 +169,16 @@ class Bundle:
             sizes = replace(sizes, left_context=left_context)
         _check_graphs(self.encoder, self.decoder, self.joiner, sizes)
         return replace(self, sizes=sizes)
+
+
+def _stack(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, _BATCH_AXIS)
+
+
+def _split(cache: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Return a cache by stream. Copies: a view would keep the whole batch in memory."""
+    count = cache.shape[_BATCH_AXIS]
+    return [cache] if count == 1 else [part.copy() for part in np.split(cache, count, _BATCH_AXIS)]
 
 
 def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:

@@ -17,15 +17,26 @@ from onebest.errors import ModelError
 Port = tuple[str, tuple[int | None, ...]]
 #: onnxruntime's errors come as exceptions; its log would repeat them on standard error.
 _ONLY_FATAL = 4
+#: How the names of operators begin that take the steps of int8 from a whole tensor.
+_DYNAMIC_STEPS = b"DynamicQuantize"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX file, ready to run. Names of inputs and outputs are free: their order decides."""
+    """An ONNX file, ready to run. Names of inputs and outputs are free: their order decides.
+
+    Attributes:
+        path: the file.
+        session: the file as onnxruntime runs it.
+        input_names: its inputs in their order.
+        mixes_batch: whether what a row of a batch gives depends on the others. It does where the steps of
+            int8 activations come from the values at hand, which onnxruntime takes from the whole tensor.
+    """
 
     path: Path
     session: InferenceSession
     input_names: tuple[str, ...]
+    mixes_batch: bool
     _metadata: dict[str, str]
 
     @classmethod
@@ -44,7 +55,8 @@ class Graph:
         except Exception as error:  # onnxruntime's errors share no base class of their own
             raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). Get it again.") from error
         names = tuple(port.name for port in session.get_inputs())
-        return cls(path, session, names, session.get_modelmeta().custom_metadata_map)
+        mixes_batch = _DYNAMIC_STEPS in path.read_bytes()
+        return cls(path, session, names, mixes_batch, session.get_modelmeta().custom_metadata_map)
 
     def run(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         """Return all outputs in their order.
@@ -60,6 +72,17 @@ class Graph:
                 f"{self.path} fails on inputs {shapes} ({_first_line(error)}). Export the model again."
             ) from error
         return list(outputs)
+
+    def run_rows(self, *inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the first output for inputs of R rows; each row gets what it would get alone.
+
+        Raises:
+            ModelError: as ``run``.
+        """
+        if not self.mixes_batch:
+            return self.run(*inputs)[0]
+        rows = range(len(inputs[0]))
+        return np.concatenate([self.run(*(part[row : row + 1] for part in inputs))[0] for row in rows])
 
     def metadata(self, key: str, default: str | None = None) -> str:
         """Return a metadata value.

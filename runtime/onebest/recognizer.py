@@ -9,17 +9,18 @@ Axis legend: S samples, F feature frames (10 ms).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onebest.bundle import ENCODER_FRAME_MS, SUBSAMPLING, Bundle, EncoderState, load_bundle
+from onebest.bundle import SUBSAMPLING, Bundle, EncoderState, load_bundle
+from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
 from onebest.errors import ModelError, StreamError
-from onebest.frontend import FRAME_SHIFT_SAMPLES, NUM_BINS, SAMPLE_RATE, FrontEnd
+from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
+from onebest.results import Result, Segment, Transcript
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
 
@@ -34,35 +35,6 @@ LONGEST_FILLED_CHUNK_FRAMES = 256
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
 _REACH_SAMPLES = 120
-
-
-class Token(NamedTuple):
-    """One token of the text and when it came.
-
-    Attributes:
-        token: what it adds to the text; a leading space starts a word.
-        start: seconds from the stream's first sample.
-    """
-
-    token: str
-    start: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a stream has recognised so far. Later results only add to it.
-
-    Attributes:
-        text: the words, single-spaced as the model wrote them.
-        tokens: what the text is made of, in order.
-        is_final: whether the stream is finished.
-        duration: seconds of audio accepted.
-    """
-
-    text: str = ""
-    tokens: tuple[Token, ...] = ()
-    is_final: bool = False
-    duration: float = 0.0
 
 
 class StepState(NamedTuple):
@@ -81,6 +53,8 @@ class Recognizer:
             More is more accurate and later.
         left_context: encoder frames (40 ms) before a chunk that the model looks back on; None as above.
         threads: threads that the encoder uses.
+        blank_penalty: what the blank's logit is lowered by; more of it makes fewer deletions and more
+            insertions.
 
     Raises:
         ModelError: the model is missing or damaged, or cannot run with this chunk length or left context.
@@ -93,21 +67,30 @@ class Recognizer:
         chunk_ms: int | None = None,
         left_context: int | None = None,
         threads: int = 1,
+        blank_penalty: float = 0.0,
     ):
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
         bundle = model if isinstance(model, Bundle) else load_bundle(model or DEFAULT_MODEL, threads)
         self.bundle = bundle.at_latency(chunk_ms, left_context)
         first_search = start_state(self.bundle, self.bundle.sizes.context_size)
+        self.blank_penalty = blank_penalty
         self.start_state = StepState(self.bundle.start_state(), first_search)
 
-    def stream(self, sample_rate: int = SAMPLE_RATE) -> Stream:
-        """Return a stream for one utterance whose samples have this rate.
+    def stream(
+        self, sample_rate: int = SAMPLE_RATE, *, endpoints: bool | Sequence[EndpointRule] = False
+    ) -> Stream:
+        """Return a stream for one utterance, or for an endless one with endpoints.
+
+        Args:
+            sample_rate: the rate of its samples.
+            endpoints: the rules that end a segment; True is ``DEFAULT_RULES``, False is one segment for all.
 
         Raises:
             AudioError: no recogniser could use such a rate.
         """
-        return Stream(self, sample_rate)
+        rules = DEFAULT_RULES if endpoints is True else endpoints or ()
+        return Stream(self, sample_rate, rules)
 
     def transcribe(self, audio: str | Path | npt.NDArray[Any], sample_rate: int = SAMPLE_RATE) -> Result:
         """Return the final result for a file, or for samples [S] of the given rate.
@@ -121,40 +104,73 @@ class Recognizer:
 
         return _run(self.stream(), read_blocks(audio))
 
-    def step(self, window: FloatArray, state: StepState) -> tuple[list[Emission], StepState]:
-        """Recognise one chunk.
+    def advance(self, streams: Iterable[Stream]) -> None:
+        """Recognise one chunk of every stream that is ready, all in one batch, and add to their results.
 
-        Args:
-            window: feature frames [F, 80]: the chunk and the few frames that the model looks ahead.
-            state: what the step before returned; before the first one ``start_state``.
+        What a stream gets does not depend on the others. Threads may call this at the same time for different
+        streams.
 
-        Returns:
-            Tokens with their encoder frames, counted from the stream's start, and the state behind them.
+        Raises:
+            StreamError: a stream belongs to another recognizer.
         """
-        first = state.encoder.processed_frames // SUBSAMPLING
-        frames, encoder_state = self.bundle.encode(window, state.encoder)
-        found, search_state = search(self.bundle, frames, state.search, self.bundle.vocabulary.speaks)
-        emissions = [Emission(token, first + frame) for token, frame in found]
-        return emissions, StepState(encoder_state, search_state)
+        batches: dict[int, list[Stream]] = {}
+        for stream in dict.fromkeys(streams):
+            if stream.recognizer is not self:
+                raise StreamError("A stream was made by another Recognizer. Advance it with its own.")
+            if stream.ready:
+                batches.setdefault(stream.next_window_frames, []).append(stream)
+        for batch in batches.values():
+            self._step(batch)
+
+    def _step(self, batch: Sequence[Stream]) -> None:
+        """Run one chunk of streams whose windows are of one length; at an error no state changes."""
+        windows = np.stack([stream.next_window() for stream in batch])
+        states = [stream.state for stream in batch]
+        frames, encoder_states = self.bundle.encode(windows, [state.encoder for state in states])
+        emissions, search_states = search(
+            self.bundle,
+            frames,
+            [state.search for state in states],
+            self.bundle.vocabulary.speaks,
+            self.blank_penalty,
+        )
+        after = map(StepState, encoder_states, search_states)
+        for stream, state, found in zip(batch, after, emissions, strict=True):
+            stream.move(state, found, frames.shape[1])
 
 
 class Stream:
-    """One utterance. Made by ``Recognizer.stream``; to be used by one thread at a time."""
+    """One utterance. Made by ``Recognizer.stream``; to be used by one thread at a time.
 
-    def __init__(self, recognizer: Recognizer, sample_rate: int):
-        self._recognizer = recognizer
+    ``accept`` and ``finish`` do all there is to do. A program with many streams calls ``push`` and ``end``
+    instead, which only take the audio in, and ``Recognizer.advance`` for those that are ``ready``.
+    """
+
+    def __init__(self, recognizer: Recognizer, sample_rate: int, rules: Sequence[EndpointRule]):
+        self.recognizer = recognizer
+        self.state = recognizer.start_state
         self._resampler = Resampler(sample_rate)
         self._front_end = FrontEnd()
-        self._pending = np.zeros((0, NUM_BINS), np.float32)
-        self._state = recognizer.start_state
-        self._ids: list[int] = []
+        self._waiting: list[FloatArray] = []
+        self._waiting_frames = 0
         self._received_samples = self._front_end_samples = 0
-        self._result = Result()
+        self._transcript = Transcript(recognizer.bundle.vocabulary)
+        self._endpointer = Endpointer(rules) if rules else None
+        self._encoder_frames = 0
+        self._ended = self._finished = False
 
     @property
     def result(self) -> Result:
-        """What has been recognised so far."""
-        return self._result
+        """What has been recognised so far, without the segments that were taken."""
+        duration = self._received_samples / self._resampler.sample_rate
+        return self._transcript.to_result(self._finished, duration)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a whole window waits, or the last one of an utterance that is over."""
+        sizes = self.recognizer.bundle.sizes
+        least = sizes.pad_frames + 1 if self._ended else sizes.window_frames
+        return self._waiting_frames >= least
 
     def accept(self, samples: npt.NDArray[Any]) -> Result:
         """Take the next samples [S] and return what has been recognised so far.
@@ -169,9 +185,9 @@ class Stream:
         self._check_open()
         checked = check_samples(samples)
         for start in range(0, len(checked), _PART_SAMPLES):
-            self._advance(self._resampler.accept(checked[start : start + _PART_SAMPLES]))
-        self._received_samples += len(checked)
-        return self._publish([], is_final=False)
+            self._push(checked[start : start + _PART_SAMPLES])
+            self._advance()
+        return self.result
 
     def finish(self) -> Result:
         """Say that the utterance is over and return its final result.
@@ -179,61 +195,110 @@ class Stream:
         Raises:
             StreamError: the stream is finished already.
         """
+        self.end()
+        self._advance()
+        return self.result
+
+    def push(self, samples: npt.NDArray[Any]) -> None:
+        """Take the next samples [S] in, as ``accept`` does, but recognise nothing yet.
+
+        Raises:
+            AudioError: as ``accept``.
+            StreamError: the stream has ended.
+        """
         self._check_open()
-        self._advance(self._resampler.finish())
+        self._push(check_samples(samples))
+
+    def end(self) -> None:
+        """Say that the utterance is over. Its result is final when it is no longer ready.
+
+        Raises:
+            StreamError: the stream has ended already.
+        """
+        self._check_open()
+        self._compute(self._resampler.finish())
         if self._front_end_samples:
-            self._advance(np.zeros(self._silence_samples(), np.float32))
-            if len(self._pending) > self._recognizer.bundle.sizes.pad_frames:
-                self._step(len(self._pending))
-        return self._publish([], is_final=True)
+            self._compute(np.zeros(self._silence_samples(), np.float32))
+        self._ended = True
+        self._finish_if_done()
+
+    def take_segments(self) -> tuple[Segment, ...]:
+        """Return the segments finished since the last call; the stream keeps them no longer.
+
+        A stream without end stays small in this way: ``result`` then has only what was not taken.
+        """
+        return self._transcript.take()
+
+    @property
+    def next_window_frames(self) -> int:
+        """Feature frames of the window that waits."""
+        return min(self._waiting_frames, self.recognizer.bundle.sizes.window_frames)
+
+    def next_window(self) -> FloatArray:
+        """Return the features [F, 80] of the window that waits."""
+        if len(self._waiting) > 1:
+            self._waiting = [np.concatenate(self._waiting)]
+        return self._waiting[0][: self.next_window_frames]
+
+    def move(self, state: StepState, emissions: Sequence[Emission], frames: int) -> None:
+        """Move past a window: to the state behind it, with the tokens of its encoder frames."""
+        moved = self.next_window_frames - self.recognizer.bundle.sizes.pad_frames
+        self._waiting = [self._waiting[0][moved:]]
+        self._waiting_frames -= moved
+        self.state = state
+        self._add(emissions, frames)
+        self._encoder_frames += frames
+        self._finish_if_done()
 
     def _check_open(self) -> None:
-        if self._result.is_final:
+        if self._ended:
             raise StreamError("This stream is finished. Get a new one from Recognizer.stream().")
 
-    def _advance(self, samples: FloatArray) -> None:
-        """Take samples at 16 kHz and run the steps whose windows they fill."""
+    def _push(self, samples: FloatArray) -> None:
+        self._compute(self._resampler.accept(samples))
+        self._received_samples += len(samples)
+
+    def _compute(self, samples: FloatArray) -> None:
+        """Compute the features of samples at 16 kHz."""
         self._front_end_samples += len(samples)
         frames = self._front_end.accept(samples)
-        if not len(frames):
-            return
-        self._pending = np.concatenate([self._pending, frames])
-        window_frames = self._recognizer.bundle.sizes.window_frames
-        while len(self._pending) >= window_frames:
-            self._step(window_frames)
+        if len(frames):
+            self._waiting.append(frames)
+            self._waiting_frames += len(frames)
 
-    def _step(self, window_frames: int) -> None:
-        emissions, self._state = self._recognizer.step(self._pending[:window_frames], self._state)
-        self._pending = self._pending[window_frames - self._recognizer.bundle.sizes.pad_frames :]
-        self._publish(emissions, is_final=False)
+    def _advance(self) -> None:
+        while self.ready:
+            self.recognizer.advance([self])
 
     def _silence_samples(self) -> int:
         """Return how many zeros complete the last window, the tail being part of it."""
-        sizes = self._recognizer.bundle.sizes
-        done = self._state.encoder.processed_frames
-        left = -(-(self._front_end_samples + TAIL_SAMPLES) // FRAME_SHIFT_SAMPLES) - done
+        sizes = self.recognizer.bundle.sizes
+        frames = -(-(self._front_end_samples + TAIL_SAMPLES) // FRAME_SHIFT_SAMPLES)
         unit = sizes.chunk_frames if sizes.chunk_frames <= LONGEST_FILLED_CHUNK_FRAMES else SUBSAMPLING
-        end = done + -(-left // unit) * unit
+        end = -(-frames // unit) * unit
         return (end + sizes.pad_frames) * FRAME_SHIFT_SAMPLES + _REACH_SAMPLES - self._front_end_samples
 
-    def _publish(self, emissions: list[Emission], is_final: bool) -> Result:
-        """Add tokens to the result; ``is_final`` closes it."""
-        vocabulary, before = self._recognizer.bundle.vocabulary, self._result
-        text, tokens = before.text, before.tokens
-        if emissions or is_final:
-            self._ids += [emission.token for emission in emissions]
-            text = vocabulary.decode(self._ids, final=is_final)
-            tokens += tuple(Token(vocabulary.spell(token), _seconds(frame)) for token, frame in emissions)
-        duration = self._received_samples / self._resampler.sample_rate
-        self._result = Result(text, tokens, is_final, duration)
-        return self._result
+    def _add(self, emissions: Sequence[Emission], frames: int) -> None:
+        """Add tokens to the transcript, and the ends of segments that lie among the frames."""
+        first = self._encoder_frames
+        if self._endpointer is None:
+            for token, frame, confidence in emissions:
+                self._transcript.add(token, first + frame, confidence)
+            return
+        found = {emission.frame: emission for emission in emissions}
+        for frame in range(frames):
+            if frame in found:
+                self._transcript.add(found[frame].token, first + frame, found[frame].confidence)
+            if self._endpointer.take(frame in found):
+                self._transcript.close(first + frame + 1)
+
+    def _finish_if_done(self) -> None:
+        if self._ended and not self.ready:
+            self._transcript.close(self._encoder_frames)
+            self._finished = True
 
 
 def _run(stream: Stream, blocks: Iterable[npt.NDArray[Any]]) -> Result:
     for block in blocks:
         stream.accept(block)
     return stream.finish()
-
-
-def _seconds(frame: int) -> float:
-    return frame * ENCODER_FRAME_MS / 1000

@@ -1,78 +1,133 @@
-"""Greedy transducer search: encoder frames in, tokens out, one symbol a frame at most.
+"""Greedy transducer search, many streams at once: encoder frames in, tokens out, at most one a frame.
 
 The state between two calls is a value. The search asks a ``Network`` for its two small steps and knows
 nothing else of the model.
 
-Axis legend: T encoder frames (40 ms), J joiner width, V vocabulary.
+Axis legend: N streams, T encoder frames (40 ms), R rows, J joiner width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from onebest.vocabulary import BLANK
+
 FloatArray = npt.NDArray[np.float32]
+Context = tuple[int, ...]
 
 
 class Network(Protocol):
     """What the search needs of a model."""
 
-    def predict(self, context: tuple[int, ...]) -> FloatArray:
-        """Return the decoder's output [1, J] for the last tokens, the newest at the end."""
+    @property
+    def frames_a_join(self) -> int:
+        """Frames of a stream to join in one call; those behind a token are joined in vain."""
         ...
 
-    def join(self, frames: FloatArray, prediction: FloatArray) -> FloatArray:
-        """Return the logits [T, V] of frames [T, J] that all follow one prediction [1, J]."""
+    def predict(self, contexts: Sequence[Context]) -> FloatArray:
+        """Return the decoder's outputs [R, J], each for R last tokens, the newest at the end."""
+        ...
+
+    def join(self, frames: FloatArray, predictions: FloatArray) -> FloatArray:
+        """Return the logits [R, V] of frames [R, J], each with its prediction [R, J]."""
         ...
 
 
 class SearchState(NamedTuple):
-    """The last tokens, and what the decoder says of them."""
+    """The last tokens of a stream, and what the decoder says of them [J]."""
 
-    context: tuple[int, ...]
+    context: Context
     prediction: FloatArray
 
 
 class Emission(NamedTuple):
-    """A token and the frame it came at, counted from the first frame of the call."""
+    """A token, the frame it came at, counted from the first frame of the call, and its probability."""
 
     token: int
     frame: int
+    confidence: float
 
 
 def start_state(network: Network, context_size: int) -> SearchState:
     """Return the state before the first frame: no token yet (-1), then a blank."""
-    context = (-1,) * (context_size - 1) + (0,)
-    return SearchState(context, network.predict(context))
+    context = (-1,) * (context_size - 1) + (BLANK,)
+    return SearchState(context, network.predict([context])[0])
+
+
+class _Walk:
+    """How far the search is in one stream's frames [T, J]."""
+
+    def __init__(self, frames: FloatArray, state: SearchState):
+        self.frames, self.state = frames, state
+        self.position = 0
+        self.emissions: list[Emission] = []
+
+    def ahead(self, count: int) -> FloatArray:
+        """Return the next frames, so many at most."""
+        return self.frames[self.position : self.position + count]
+
+    def hear(self, token: int, skipped: int, logits: FloatArray) -> None:
+        """Note a token behind some frames that were skipped; its prediction is still to come."""
+        confidence = float(1 / np.exp(logits - logits[token]).sum())
+        self.emissions.append(Emission(token, self.position + skipped, confidence))
+        self.position += skipped + 1
+        self.state = self.state._replace(context=(*self.state.context[1:], token))
 
 
 def search(
-    network: Network, frames: FloatArray, state: SearchState, speaks: npt.NDArray[np.bool_]
-) -> tuple[list[Emission], SearchState]:
+    network: Network,
+    frames: FloatArray,
+    states: Sequence[SearchState],
+    speaks: npt.NDArray[np.bool_],
+    blank_penalty: float = 0.0,
+) -> tuple[list[list[Emission]], list[SearchState]]:
     """Return the best token of every frame where that one speaks, and the state after the last frame.
 
     Args:
         network: the decoder and joiner.
-        frames: encoder frames [T, J].
-        state: the state before the first of them.
+        frames: encoder frames [N, T, J].
+        states: the state of each stream before the first of them.
         speaks: whether each token id [V] is one to emit; the blank is not.
+        blank_penalty: what the blank's logit is lowered by.
 
-    The prediction changes only where a token comes out, so all frames left are joined with it in one call and
-    the search goes on behind the first that speaks.
+    A prediction changes only where a token comes out. So the frames that follow are joined with it in one
+    call for all streams, and each stream goes on behind its first frame that speaks.
     """
-    emissions: list[Emission] = []
-    start = 0
-    while start < len(frames):
-        best = network.join(frames[start:], state.prediction).argmax(axis=1)
-        spoken = speaks[best]
-        first = int(spoken.argmax())
-        if not spoken[first]:
-            break
-        token, frame = int(best[first]), start + first
-        emissions.append(Emission(token, frame))
-        context = (*state.context[1:], token)
-        state = SearchState(context, network.predict(context))
-        start = frame + 1
-    return emissions, state
+    walks = [_Walk(*pair) for pair in zip(frames, states, strict=True)]
+    while active := [walk for walk in walks if walk.position < len(walk.frames)]:
+        heard = _walk(network, active, speaks, blank_penalty)
+        if heard:
+            predictions = network.predict([walk.state.context for walk in heard])
+            for walk, prediction in zip(heard, predictions, strict=True):
+                walk.state = walk.state._replace(prediction=prediction)
+    return [walk.emissions for walk in walks], [walk.state for walk in walks]
+
+
+def _walk(
+    network: Network, walks: Sequence[_Walk], speaks: npt.NDArray[np.bool_], blank_penalty: float
+) -> list[_Walk]:
+    """Move each walk behind its next frame that speaks, or past those joined; return the former."""
+    ahead = [walk.ahead(network.frames_a_join) for walk in walks]
+    counts = [len(frames) for frames in ahead]
+    predictions = np.repeat([walk.state.prediction for walk in walks], counts, axis=0)
+    logits = network.join(np.concatenate(ahead), predictions)
+    scores = logits
+    if blank_penalty:
+        scores = logits.copy()
+        scores[:, BLANK] -= blank_penalty
+    best = scores.argmax(axis=1)
+    spoken = speaks[best]
+    heard, start = [], 0
+    for walk, count in zip(walks, counts, strict=True):
+        first = int(spoken[start : start + count].argmax())
+        if spoken[start + first]:
+            walk.hear(int(best[start + first]), first, logits[start + first])
+            heard.append(walk)
+        else:
+            walk.position += count
+        start += count
+    return heard

@@ -43,7 +43,8 @@ class Vocabulary:
         return speaks
 
     @cached_property
-    def _spelled(self) -> tuple[bytes, ...]:
+    def spelled(self) -> tuple[bytes, ...]:
+        """What each id [V] adds to the text, as UTF-8."""
         return tuple(_spell(symbol) for symbol in self.symbols)
 
     def spell(self, token: int) -> str:
@@ -53,11 +54,31 @@ class Vocabulary:
     def decode(self, tokens: Iterable[int], final: bool = True) -> str:
         """Return the text of token ids, without blanks around it.
 
-        A character whose bytes are several tokens (``<0xNN>``) appears once it is complete; with ``final``
-        an incomplete one at the end becomes U+FFFD. So the text of a prefix is a prefix of the text.
+        With ``final`` a character that lacks bytes at the end becomes U+FFFD; else it does not appear.
         """
-        spelled = b"".join(self._spelled[token] for token in tokens)
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(spelled, final).strip()
+        speller = Speller(self)
+        text = "".join([speller.spell(token) for token in tokens])
+        return (text + speller.finish() if final else text).strip()
+
+
+class Speller:
+    """Writes the tokens of one text as they come.
+
+    A character whose bytes are several tokens (``<0xNN>``) appears with the last of them, so the text of the
+    first tokens is a prefix of the text of all.
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._spelled = vocabulary.spelled
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def spell(self, token: int) -> str:
+        """Return what the next token adds to the text."""
+        return self._decoder.decode(self._spelled[token])
+
+    def finish(self) -> str:
+        """Return what stands for a character that lacks bytes, and start anew."""
+        return self._decoder.decode(b"", final=True)
 
 
 def _spell(symbol: str) -> bytes:

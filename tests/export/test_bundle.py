@@ -232,11 +232,11 @@ def test_blank_penalty_makes_it_speak_more_and_is_in_the_card(tiny, tmp_path):
     assert (
         json.loads((tmp_path / "penalty" / "card.json").read_text())["architecture"]["blank_penalty"] == 3.0
     )
-    encoded, predicted = np.ones((2, tiny.model.config.joiner_width), np.float32), None
+    encoded = np.ones((2, tiny.model.config.joiner_width), np.float32)
     logits = []
     for name in ("plain", "penalty"):
         loaded = load_bundle(tmp_path / name)
-        predicted = loaded.predict((-1, 0))
+        predicted = loaded.predict([(-1, 0)] * 2)
         logits.append(loaded.join(encoded, predicted))
     difference = logits[0] - logits[1]
     np.testing.assert_allclose(difference[:, 0], 3.0, atol=1e-5)

@@ -27,13 +27,16 @@ def test_public_names():
         "AudioError",
         "ConfigError",
         "DataError",
+        "EndpointRule",
         "ModelError",
         "OnebestError",
         "Recognizer",
         "Result",
+        "Segment",
         "Stream",
         "StreamError",
         "Token",
+        "Word",
         "__version__",
     ]
     assert all(hasattr(onebest, name) for name in onebest.__all__)

@@ -70,13 +70,15 @@ def test_a_long_piece_is_the_same_as_short_ones(recognizer):
     assert recognizer.transcribe(audio) == in_pieces(recognizer, audio, range(1600, len(audio), 1600))[-1]
 
 
-@pytest.mark.parametrize("state", ["attention", "convolution"])
-def test_the_tokens_depend_on_each_state(recognizer, monkeypatch, state):
+@pytest.mark.parametrize("cache", [0, 1])
+def test_the_tokens_depend_on_each_cache(recognizer, monkeypatch, cache):
     expected = recognizer.transcribe(AUDIO)
     encode = type(recognizer.bundle).encode
 
-    def forgetful(bundle, window, before):
-        return encode(bundle, window, before._replace(**{state: np.zeros_like(getattr(before, state))}))
+    def forgetful(bundle, windows, states):
+        caches = list(states[0].caches)
+        caches[cache] = np.zeros_like(caches[cache])
+        return encode(bundle, windows, [states[0]._replace(caches=tuple(caches))])
 
     monkeypatch.setattr(type(recognizer.bundle), "encode", forgetful)
     assert recognizer.transcribe(AUDIO).tokens != expected.tokens
@@ -112,9 +114,9 @@ def test_all_audio_and_the_tail_are_inside_whole_chunks(recognizer, monkeypatch,
     windows = []
     encode = type(recognizer.bundle).encode
 
-    def watched(bundle, window, before):
-        windows.append(len(window))
-        return encode(bundle, window, before)
+    def watched(bundle, batch, states):
+        windows.append(batch.shape[1])
+        return encode(bundle, batch, states)
 
     monkeypatch.setattr(type(recognizer.bundle), "encode", watched)
     recognizer.transcribe(AUDIO[:length])
@@ -139,9 +141,9 @@ def test_a_very_long_chunk_ends_with_the_tail(tiny_folder, monkeypatch):
     windows = []
     encode = type(offline.bundle).encode
 
-    def watched(bundle, window, before):
-        windows.append(len(window))
-        return encode(bundle, window, before)
+    def watched(bundle, batch, states):
+        windows.append(batch.shape[1])
+        return encode(bundle, batch, states)
 
     monkeypatch.setattr(type(offline.bundle), "encode", watched)
     audio = make_audio(10.01)

@@ -10,7 +10,8 @@ from pathlib import Path
 from onebest.audio import read_timed_blocks
 from onebest.cli import Command
 from onebest.errors import AudioError
-from onebest.recognizer import Recognizer, Result
+from onebest.recognizer import Recognizer
+from onebest.results import Result
 from onebest.terminal import LiveLine
 
 #: From this length on a file gets a progress bar.
@@ -71,7 +72,7 @@ def _transcribe(recognizer: Recognizer, path: str) -> Result:
 
 
 def _to_json(path: str, result: Result) -> str:
-    tokens = [{"token": token, "start": round(start, 2)} for token, start in result.tokens]
+    tokens = [{"token": token, "start": round(start, 2)} for token, start, _ in result.tokens]
     return json.dumps(
         {
             "file": _printable(path),
