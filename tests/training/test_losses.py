@@ -5,50 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_models import (
+    LABELS,
+    LENGTHS,
+    compute,
+    encode,
+    gradients,
+    lattice_of,
+    make_batch,
+    make_model,
+    stage_with,
+)
 from torch import Tensor
 from torch.nn import functional
 
 from onebest_training.batches import Batch
-from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, ModelConfig, StageConfig
-from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.lattice import transducer_loss
-from onebest_training.losses import compute_losses, labels_fit
-from onebest_training.transducer import Transducer
-
-LENGTHS, LABELS = [12, 9, 7], [[3, 1, 1, 5], [2, 6], [4]]
-
-
-def make_model() -> Transducer:
-    torch.manual_seed(0)
-    encoder = EncoderConfig(16, 2, 60, (BlockConfig(1, 24), BlockConfig(1, 16, 3)))
-    return Transducer(ModelConfig(encoder, 7, 2, 8, 12))
-
-
-def make_batch(lengths: list[int] = LENGTHS, labels: list[list[int]] = LABELS) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(len(lengths), SUBSAMPLING * max(lengths) + PAD_FRAMES, 80, generator=generator)
-    most = max(map(len, labels))
-    padded = torch.tensor([row + [0] * (most - len(row)) for row in labels])
-    counts = torch.tensor([len(row) for row in labels])
-    return Batch(features, torch.tensor(lengths), padded, counts, [""] * len(lengths))
-
-
-def compute(model: Transducer, batch: Batch, stage: StageConfig) -> dict[str, Tensor]:
-    model.zero_grad()
-    return compute_losses(model, batch, stage, np.random.default_rng(0))
-
-
-def stage_with(chunk: int = 4, trains: str = "all", **loss: float) -> StageConfig:
-    weights = LossConfig(**{"ctc": 0.0, **loss})
-    return StageConfig("a", 1, trains, chunk_frames=(chunk,), left_frames=(8,), loss=weights)
-
-
-def encode(model: Transducer, batch: Batch, chunk: int = 4) -> Tensor:
-    """What the model encodes in a stage of ``stage_with``; the draws are those of ``compute``."""
-    rng = np.random.default_rng(0)
-    rng.choice((chunk,)), rng.choice((8,))
-    start = int(rng.integers(len(model.encoder.positions)))
-    return model.encoder(batch.features, batch.frame_lengths, chunk, 8, start)
+from onebest_training.losses import compute_losses
+from onebest_training.outputs import labels_fit
 
 
 def test_ctc_alone() -> None:
@@ -67,24 +41,15 @@ def test_ctc_alone() -> None:
 
 def test_the_whole_transducer_alone() -> None:
     model, batch = make_model(), make_batch()
-    projected, total = model.projection(encode(model, batch)), torch.zeros(())
+    encoded, total = encode(model, batch), torch.zeros(())
     for i, labels in enumerate(LABELS):
-        history, nodes = [-1, 0], []
-        for label in [*labels, 0]:
-            nodes.append(model.predictor(torch.tensor(history)))
-            history = [history[1], label]
-        logits = model.joiner.out(torch.tanh(projected[i, : LENGTHS[i], None] + torch.stack(nodes)))
+        logits = lattice_of(model, encoded[i, : LENGTHS[i]], labels)
         arguments = torch.tensor([labels]), torch.tensor([LENGTHS[i]]), torch.tensor([len(labels)])
         total = total + transducer_loss(logits[None], *arguments)[0]
     losses = compute(model, batch, stage_with(transducer=0.5, band=0))
     assert losses.keys() == {"transducer", "loss", "left_out"}
     torch.testing.assert_close(losses["transducer"], total / 7)
     torch.testing.assert_close(losses["loss"], losses["transducer"] / 2)
-
-
-def gradients(model: Transducer, loss: Tensor) -> dict[str, Tensor]:
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_a_band_over_everything_is_the_whole_lattice() -> None:

@@ -11,6 +11,10 @@ from onebest.frontend import NUM_BINS
 from onebest_training.strict import from_dict, require
 
 TRAINS = ("all", "heads", "new")
+BANDS = ("ctc", "path")
+#: All losses of a stage, and those that are zero at full context.
+SELF_LOSSES = ("self_distillation", "self_ctc", "self_joiner")
+LOSSES = ("ctc", "transducer", *SELF_LOSSES, "path", "collapsed", "lattice", "sequence", "embedding")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class ModelConfig:
         context_size: labels that the predictor sees.
         predictor_width: channels of the predictor's embedding.
         joiner_width: channels J in which encoder and predictor are added.
+        embedding_width: channels of the teacher's encoder, which a head for training alone predicts; 0 leaves
+            it out.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -76,12 +82,14 @@ class ModelConfig:
     context_size: int = 2
     predictor_width: int = 256
     joiner_width: int = 384
+    embedding_width: int = 0
 
     def __post_init__(self) -> None:
         require(self.vocabulary_size > 3, "a vocabulary_size above 3: blank, end and unknown come first")
         require(self.context_size > 0, "a context_size above 0")
         require(self.predictor_width > 0 and self.predictor_width % 4 == 0, "a predictor_width of 4, 8, ...")
         require(self.joiner_width > 0, "a joiner_width above 0")
+        require(self.embedding_width >= 0, "an embedding_width of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -176,16 +184,33 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses of a stage; a loss of weight 0 is not computed.
+    """Weights of the losses of a stage, and their settings; a loss of weight 0 is not computed.
+
+    docs/distillation.md has the formulas.
 
     Attributes:
         ctc: the CTC head's loss a label.
         transducer: the transducer loss a label.
-        band: nodes a frame on which the lattice is evaluated, around the CTC head's path, at least 2; 0 takes
-            the whole lattice.
+        band: nodes a frame on which the lattice is evaluated, around a path, at least 2; 0 takes the whole
+            lattice.
         fastemit: FastEmit's scale of label gradients (arXiv 2010.11148).
         delay_penalty: added to label scores by earliness (arXiv 2211.00490).
         self_distillation: squared error of the chunked encoder's output against its own full-context output.
+        self_ctc, self_joiner: divergence of the chunked posteriors from those at full context, of the CTC
+            head at each frame and of the joiner at the nodes of the CTC head's path.
+        path: divergence from the teacher at the nodes of its best path; needs stored targets.
+        collapsed, lattice: divergence from the teacher at each node of the band or lattice, over blank, next
+            label and the rest, or over the whole vocabulary; need a ``teacher``.
+        sequence: divergence over the N-best hypotheses of stored targets, by their log-probabilities.
+        embedding: squared error of a projection of the encoder's output against the teacher's; needs a
+            ``teacher`` and ``model.embedding_width``.
+        band_around: "ctc" for the CTC head's path, or "path" for the teacher's where there is one.
+        shift: tau, frames of 40 ms by which the student may be later than its teacher; not at full context.
+        window: shifts up to tau of which ``path`` takes the best at each node; not at full context.
+        temperature: of ``path``, ``collapsed``, ``lattice``, ``sequence`` and ``self_`` divergences.
+        hypotheses: how many of the N-best ``transducer``, ``path``, ``collapsed`` and ``lattice`` weigh.
+        embedding_delay: frames by which the student's output is later than the embedding it predicts.
+        teacher: checkpoint of a model of ours with the same vocabulary, or weights of an encoder.
     """
 
     ctc: float = 1.0
@@ -194,12 +219,32 @@ class LossConfig:
     fastemit: float = 0.0
     delay_penalty: float = 0.0
     self_distillation: float = 0.0
+    self_ctc: float = 0.0
+    self_joiner: float = 0.0
+    path: float = 0.0
+    collapsed: float = 0.0
+    lattice: float = 0.0
+    sequence: float = 0.0
+    embedding: float = 0.0
+    band_around: str = "ctc"
+    shift: int = 0
+    window: int = 1
+    temperature: float = 1.0
+    hypotheses: int = 1
+    embedding_delay: int = 0
+    teacher: str = ""
 
     def __post_init__(self) -> None:
-        terms = (self.ctc, self.transducer, self.self_distillation)
+        terms = [getattr(self, name) for name in LOSSES]
         require(min(terms) >= 0 and max(terms) > 0, "losses of 0 or more, and one above 0")
         require(self.band == 0 or self.band > 1, "a band of 0 or at least 2")
         require(min(self.fastemit, self.delay_penalty) >= 0, "fastemit and delay_penalty of 0 or more")
+        require(self.band_around in BANDS, f"band_around to be one of {', '.join(BANDS)}")
+        require(min(self.shift, self.embedding_delay) >= 0, "shift and embedding_delay of 0 or more")
+        require(min(self.window, self.hypotheses) > 0, "window and hypotheses above 0")
+        require(self.temperature > 0, "a temperature above 0")
+        by_teacher = self.collapsed or self.lattice or self.embedding
+        require(bool(self.teacher) or not by_teacher, "a teacher for collapsed, lattice or embedding")
 
 
 @dataclass(frozen=True)
@@ -240,9 +285,13 @@ class StageConfig:
         require(min(self.warmup_steps, self.decay_steps) >= 0, "warmup_steps and decay_steps of 0 or more")
         require(min(self.chunk_frames, default=-1) >= 0, "chunk_frames with sizes of 0 or more")
         require(min(self.left_frames, default=-1) >= 0, "left_frames with sizes of 0 or more")
-        on_labels = self.loss.ctc > 0 or self.loss.transducer > 0
+        others = any(getattr(self.loss, name) for name in LOSSES if name not in SELF_LOSSES)
         whole = self.trains == "heads" or 0 in self.chunk_frames
-        require(on_labels or not whole, "ctc or transducer where heads train or chunk_frames hold 0")
+        require(
+            others or not whole, "a loss beside self-distillation where heads train or chunk_frames hold 0"
+        )
+        on_path = self.loss.path > 0 or self.loss.band_around == "path"
+        require(not (on_path and self.augment.speed), "no change of speed where a stored path tells the time")
 
 
 @dataclass(frozen=True)
@@ -253,11 +302,14 @@ class TrainConfig:
         initial_encoder: weights of a pre-trained encoder for the first blocks, or empty for random ones.
         initial_model: checkpoint of a trained model to start all weights from, or empty.
         seed: of everything random.
+        accumulation: batches a step, whose gradients are added up; torchrun's processes share them evenly.
         bf16: autocast to bfloat16.
         weight_decay, gradient_clip: AdamW's, and the largest norm of a gradient.
         average_decay: of the exponential average of weights, which is what gets measured and exported.
         checkpoint_minutes: a checkpoint is written with the first row of the log that comes so much after the
             last one, and at the end of each stage.
+        keep_steps: after every so many steps the averaged model is kept as ``checkpoint-STEP.pt`` too, for
+            ``onebest average``; 0 keeps none.
         log_steps, evaluate_steps: how often.
         evaluate_chunk_frames: the chunk sizes at which dev is measured, 0 for full context.
     """
@@ -276,11 +328,16 @@ class TrainConfig:
     log_steps: int = 20
     evaluate_steps: int = 400
     evaluate_chunk_frames: tuple[int, ...] = (16,)
+    accumulation: int = 1
+    keep_steps: int = 0
 
     def __post_init__(self) -> None:
         require(len(self.stages) > 0, "at least one stage")
         require(self.seed >= 0, "a seed of 0 or more")
         require(min(self.log_steps, self.evaluate_steps) > 0, "log_steps and evaluate_steps above 0")
+        require(
+            self.accumulation > 0 and self.keep_steps >= 0, "an accumulation above 0, keep_steps of 0 or more"
+        )
         require(0 <= self.average_decay < 1, "average_decay from 0 to 1")
         require(self.gradient_clip > 0, "gradient_clip above 0")
         require(min(self.evaluate_chunk_frames, default=-1) >= 0, "evaluate_chunk_frames with sizes")

@@ -217,5 +217,5 @@ def node_divergence(
         named = torch.cat((named, others), 1)
         teacher = torch.cat((teacher, rest_log_probs.to(student.dtype)[:, None]), 1)
     probs = (teacher / temperature).softmax(1)
-    log_ratio = torch.special.entr(probs) + probs * (named / temperature).log_softmax(1)
-    return -log_ratio.sum(1)
+    cross_entropy: Tensor = -(probs * (named / temperature).log_softmax(1)).sum(1)
+    return cross_entropy + torch.xlogy(probs, probs).sum(1)

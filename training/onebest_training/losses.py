@@ -1,26 +1,47 @@
-"""What a stage minimises: CTC, the transducer on a band around the CTC head's path, and self-distillation.
+"""What a stage minimises: CTC, the transducer, and every kind of distillation, from a teacher or from itself.
 
-Axis legend: B batch, T encoder frames, U labels, S nodes of a band, D encoder width, V vocabulary.
+docs/distillation.md has the formulas. All losses are a label (sums over what they run through, divided by the
+labels of the batch), but for those of encoder outputs and of the CTC head's posteriors, which are a frame.
+
+Axis legend: B batch, R references (labels of the utterances, or their N-best), T encoder frames, U labels,
+S nodes of a frame, D encoder width, J joiner width, V vocabulary, M nodes taken together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onebest_training.band import band_nodes, band_starts, banded_transducer_loss, ctc_viterbi
+from onebest.errors import ConfigError
+from onebest_training.band import banded_planes, ctc_viterbi
 from onebest_training.batches import Batch
-from onebest_training.config import LossConfig, StageConfig
-from onebest_training.lattice import transducer_loss
+from onebest_training.config import LOSSES, SELF_LOSSES, StageConfig
+from onebest_training.distillation import path_divergence
+from onebest_training.frozen_teacher import FrozenTeacher
+from onebest_training.lattice import transducer_loss_from_planes
+from onebest_training.lattice_distillation import (
+    collapsed_divergence,
+    lattice_divergence,
+    logit_divergence,
+    sequence_divergence,
+)
+from onebest_training.outputs import Outputs, labels_fit
+from onebest_training.references import LatticeNodes, References, hypotheses_of, path_nodes, references_of
 from onebest_training.transducer import BLANK, Transducer
 
 
 def compute_losses(
-    model: Transducer, batch: Batch, stage: StageConfig, rng: np.random.Generator
+    model: Transducer,
+    batch: Batch,
+    stage: StageConfig,
+    rng: np.random.Generator,
+    teacher: FrozenTeacher | None = None,
 ) -> dict[str, Tensor]:
-    """Return the weighted sum under "loss" and each part, a label (or a value, for self-distillation).
+    """Return the weighted sum under "loss" and each part under its name in ``LossConfig``.
 
     Under "left_out" stands how many utterances have too many labels for an alignment; they count for nothing.
 
@@ -29,42 +50,28 @@ def compute_losses(
         batch: on the model's device.
         stage: chooses chunk sizes, losses and their weights.
         rng: draws chunk size, left context and start position.
+        teacher: the one that ``stage.loss`` names, on the model's device.
+
+    Raises:
+        ConfigError: a loss needs targets or a teacher, and there are none.
     """
     chunk, left = int(rng.choice(stage.chunk_frames)), int(rng.choice(stage.left_frames))
     start = int(rng.integers(len(model.encoder.positions)))
     with torch.set_grad_enabled(stage.trains != "heads"):
         encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left, start)
-    weights, losses, fits = stage.loss, {}, labels_fit(batch)
-    if weights.ctc or weights.transducer:
-        log_probs = model.ctc(encoded).float().log_softmax(2)
-        if weights.ctc:
-            losses["ctc"] = ctc_loss(log_probs, batch, fits)
-        if weights.transducer:
-            losses["transducer"] = transducer_loss_of(model, encoded, log_probs.detach(), batch, weights)
-    if weights.self_distillation and chunk:
-        with torch.no_grad():
-            whole = model.encoder(batch.features, batch.frame_lengths, 0, 0, start)
-        losses["self_distillation"] = self_distillation_loss(encoded, whole, batch.frame_lengths)
-    losses["loss"] = torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
-    losses["left_out"] = (~fits).sum().float()
+    outputs = Outputs(model, batch, stage.loss, teacher, chunk, start, encoded)
+    wanted = [name for name in LOSSES if getattr(stage.loss, name) and (chunk or name not in SELF_LOSSES)]
+    losses = {name: _LOSSES[name](outputs) for name in wanted}
+    losses["loss"] = torch.stack([getattr(stage.loss, name) * value for name, value in losses.items()]).sum()
+    losses["left_out"] = (~labels_fit(batch)).sum().float()
     return losses
 
 
-def labels_fit(batch: Batch) -> Tensor:
-    """Return for which utterances an alignment with CTC's rules exists, [B].
-
-    CTC needs a frame for each label and one more between equal neighbours. A band of two nodes or more needs
-    less. The others would lose infinitely much, so they count for nothing.
-    """
-    labels, place = batch.labels, torch.arange(batch.labels.shape[1], device=batch.labels.device)
-    repeated = (labels[:, 1:] == labels[:, :-1]) & (place[1:] < batch.label_lengths[:, None])
-    return batch.label_lengths + repeated.sum(1) <= batch.frame_lengths
-
-
-def ctc_loss(log_probs: Tensor, batch: Batch, fits: Tensor) -> Tensor:
-    """Return the CTC loss a label of log-probabilities [B, T, V], over the utterances [B] that fit."""
+def ctc_loss(outputs: Outputs) -> Tensor:
+    """Return the CTC loss of the utterances whose labels fit."""
+    batch = outputs.batch
     total = functional.ctc_loss(
-        log_probs.transpose(0, 1),
+        outputs.ctc_log_probs.transpose(0, 1),
         batch.labels,
         batch.frame_lengths,
         batch.label_lengths,
@@ -72,56 +79,154 @@ def ctc_loss(log_probs: Tensor, batch: Batch, fits: Tensor) -> Tensor:
         reduction="sum",
         zero_infinity=True,
     )
-    return total / _label_count(batch, fits)
+    return total / outputs.label_count
 
 
-def transducer_loss_of(
-    model: Transducer, encoded: Tensor, log_probs: Tensor, batch: Batch, loss: LossConfig
+def transducer_loss_of(outputs: Outputs) -> Tensor:
+    """Return the transducer loss on the whole lattice or on a band; of N-best their weighted mean."""
+    config = outputs.config
+    losses = _sequence_losses(outputs.nodes, outputs.planes, config.fastemit, config.delay_penalty)
+    return _weighted(losses, outputs.references) / outputs.label_count
+
+
+def self_distillation_loss(outputs: Outputs) -> Tensor:
+    """Return the mean squared error of the chunked output against that at full context."""
+    error = (outputs.encoded - outputs.whole).square().mean(2)
+    return error[_valid_frames(outputs)].mean()
+
+
+def self_ctc_loss(outputs: Outputs) -> Tensor:
+    """Return the mean divergence of the chunked CTC posteriors from those at full context."""
+    valid, temperature = _valid_frames(outputs), outputs.config.temperature
+    with torch.no_grad():
+        whole = outputs.model.ctc(outputs.whole)[valid]
+    return logit_divergence(outputs.ctc_log_probs[valid], whole, temperature=temperature).mean()
+
+
+def self_joiner_loss(outputs: Outputs) -> Tensor:
+    """Return the divergence of the chunked joiner from that at full context on the latter's CTC path."""
+    model, references = outputs.model, references_of(outputs.batch)
+    lengths = references.frame_lengths, references.label_lengths
+    with torch.no_grad():
+        log_probs = model.ctc(outputs.whole).float().log_softmax(2)
+        path = ctc_viterbi(log_probs, references.labels, *lengths)
+        utterance, frame, label = path_nodes(path, *lengths, log_probs.shape[1])
+        reached = frame + outputs.shift < references.frame_lengths[utterance]
+        utterance, frame, label = utterance[reached], frame[reached], label[reached]
+    predicted = model.predictor(model.predictor.contexts(references.labels))[utterance, label]
+    with torch.no_grad():
+        whole = model.joiner(model.projection(outputs.whole)[utterance, frame], predicted)
+    chunked = model.joiner(outputs.projected[utterance, frame + outputs.shift], predicted)
+    divergence = logit_divergence(chunked, whole, temperature=outputs.config.temperature)
+    return (divergence * references.weights[utterance]).sum() / outputs.label_count
+
+
+def path_loss(outputs: Outputs) -> Tensor:
+    """Return the divergence from the teacher at the nodes of its best paths."""
+    model, config = outputs.model, outputs.config
+    targets = outputs.targets("path").best(config.hypotheses)
+    if not len(targets.utterances):
+        return _nothing(outputs)
+    divergences = path_divergence(
+        model.joiner,
+        outputs.projected,
+        model.predictor(model.predictor.contexts(targets.references)),
+        targets,
+        outputs.batch.frame_lengths,
+        shift=outputs.shift,
+        window=config.window if outputs.chunk else 1,
+        temperature=config.temperature,
+    )
+    return (divergences * targets.weights()).sum() / outputs.label_count
+
+
+def collapsed_loss(outputs: Outputs) -> Tensor:
+    """Return the divergence from the teacher over blank, next label and the rest at the lattice's nodes."""
+    nodes, shift = outputs.nodes, outputs.shift
+    with torch.no_grad():
+        teacher = nodes.planes(outputs.teacher_logits)
+    frame = torch.arange(outputs.encoded.shape[1], device=outputs.encoded.device)
+    place = torch.arange(nodes.width, device=frame.device)
+    inside = (frame >= shift) & (frame < outputs.references.frame_lengths[:, None])
+    counts = inside[:, :, None] & (place < nodes.node_lengths[:, None, None])
+    temperature, continues = outputs.config.temperature, nodes.next_labels[1]
+    losses = collapsed_divergence(outputs.planes, teacher, counts, continues, temperature=temperature)
+    return _weighted(losses, outputs.references) / outputs.label_count
+
+
+def lattice_loss(outputs: Outputs) -> Tensor:
+    """Return the divergence from the teacher over the whole vocabulary at the lattice's nodes."""
+    shift, references = outputs.shift, outputs.references
+    losses = lattice_divergence(
+        outputs.logits[:, shift:],
+        outputs.teacher_logits[:, shift:],
+        (references.frame_lengths - shift).clamp(min=0),
+        outputs.nodes.node_lengths,
+        temperature=outputs.config.temperature,
+    )
+    return _weighted(losses, references) / outputs.label_count
+
+
+def sequence_loss(outputs: Outputs) -> Tensor:
+    """Return the divergence from the teacher over the N-best hypotheses of stored targets."""
+    targets = outputs.targets("sequence")
+    if not len(targets.utterances):
+        return _nothing(outputs)
+    references = hypotheses_of(outputs.batch, targets)
+    nodes = outputs.nodes_of(references)
+    losses = _sequence_losses(nodes, nodes.planes(nodes.logits(outputs.model, outputs.projected)))
+    fits = references.weights > 0
+    scores = -losses[fits], targets.scores[fits], references.utterances[fits]
+    divergences = sequence_divergence(*scores, temperature=outputs.config.temperature)
+    return divergences.sum() / outputs.label_count
+
+
+def embedding_loss(outputs: Outputs) -> Tensor:
+    """Return the mean squared error of the predicted embeddings, which are normalised frame by frame."""
+    head, delay = outputs.model.embedding, outputs.config.embedding_delay
+    if head is None:
+        raise ConfigError("loss.embedding needs a head. Set model.embedding_width to the teacher's width.")
+    teacher = outputs.teacher_encoded
+    wanted = functional.layer_norm(teacher, teacher.shape[2:])[:, : max(0, teacher.shape[1] - delay)]
+    error: Tensor = (head(outputs.encoded[:, delay:]).float() - wanted).square().mean(2)
+    valid = _valid_frames(outputs)[:, delay:]
+    return error.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+_LOSSES: dict[str, Callable[[Outputs], Tensor]] = {
+    "ctc": ctc_loss,
+    "transducer": transducer_loss_of,
+    "self_distillation": self_distillation_loss,
+    "self_ctc": self_ctc_loss,
+    "self_joiner": self_joiner_loss,
+    "path": path_loss,
+    "collapsed": collapsed_loss,
+    "lattice": lattice_loss,
+    "sequence": sequence_loss,
+    "embedding": embedding_loss,
+}
+
+
+def _sequence_losses(
+    nodes: LatticeNodes, planes: tuple[Tensor, Tensor], fastemit: float = 0.0, delay_penalty: float = 0.0
 ) -> Tensor:
-    """Return the transducer loss a label, on the whole lattice or on a band around the CTC head's best path.
-
-    Args:
-        model: supplies projection, predictor and joiner.
-        encoded: [B, T, D].
-        log_probs: the CTC head's, without gradient, [B, T, V].
-        batch: references and lengths.
-        loss: names the band's width, FastEmit's scale and the delay penalty.
-    """
-    fits = labels_fit(batch)
-    frame_lengths, label_lengths = batch.frame_lengths, batch.label_lengths * fits
-    projected = model.projection(encoded)[:, :, None]
-    predicted = model.predictor(model.predictor.contexts(batch.labels))
-    if loss.band:
-        path = ctc_viterbi(log_probs, batch.labels, frame_lengths, label_lengths)
-        starts = band_starts(path, frame_lengths, label_lengths, loss.band, num_frames=encoded.shape[1])
-        nodes = band_nodes(starts, loss.band, label_lengths)
-        around = predicted[torch.arange(len(nodes), device=nodes.device)[:, None, None], nodes]
-        losses = banded_transducer_loss(
-            model.joiner(projected, around),
-            batch.labels,
-            starts,
-            frame_lengths,
-            label_lengths,
-            fastemit=loss.fastemit,
-            delay_penalty=loss.delay_penalty,
-        )
-    else:
-        losses = transducer_loss(
-            model.joiner(projected, predicted[:, None]),
-            batch.labels,
-            frame_lengths,
-            label_lengths,
-            fastemit=loss.fastemit,
-            delay_penalty=loss.delay_penalty,
-        )
-    return losses.where(fits, 0.0).sum() / _label_count(batch, fits)
+    """Return the negative log-likelihood of each reference, [R], over the paths through the nodes."""
+    references = nodes.references
+    lattice = banded_planes(*planes, nodes.starts, references.labels.shape[1])
+    lengths = references.frame_lengths, references.label_lengths
+    return transducer_loss_from_planes(*lattice, *lengths, fastemit=fastemit, delay_penalty=delay_penalty)
 
 
-def self_distillation_loss(encoded: Tensor, whole: Tensor, frame_lengths: Tensor) -> Tensor:
-    """Return the mean squared error of chunked output [B, T, D] against that at full context."""
-    valid = torch.arange(encoded.shape[1], device=encoded.device) < frame_lengths[:, None]
-    return (encoded - whole).square().mean(2)[valid].mean()
+def _weighted(losses: Tensor, references: References) -> Tensor:
+    return (losses.where(references.weights > 0, 0.0) * references.weights).sum()
 
 
-def _label_count(batch: Batch, fits: Tensor) -> Tensor:
-    return (batch.label_lengths * fits).sum().clamp(min=1)
+def _nothing(outputs: Outputs) -> Tensor:
+    """Return 0, with a gradient of 0: no utterance of the batch has a target."""
+    return outputs.projected[:0].sum()
+
+
+def _valid_frames(outputs: Outputs) -> Tensor:
+    """Return which frames hold speech and not padding, [B, T]."""
+    frame = torch.arange(outputs.encoded.shape[1], device=outputs.encoded.device)
+    return frame < outputs.batch.frame_lengths[:, None]

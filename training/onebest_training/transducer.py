@@ -74,7 +74,11 @@ class CtcHead(nn.Sequential):
 
 
 class Transducer(nn.Module):
-    """A streaming transducer; ``projection`` takes the encoder's output [B, T, D] to [B, T, J]."""
+    """A streaming transducer; ``projection`` takes the encoder's output [B, T, D] to [B, T, J].
+
+    ``ctc`` and ``embedding``, which predicts a teacher's embeddings [B, T, embedding_width], help training
+    and are not exported.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -84,3 +88,6 @@ class Transducer(nn.Module):
         self.predictor = Predictor(config)
         self.joiner = Joiner(config)
         self.ctc = CtcHead(config)
+        self.embedding = (
+            nn.Linear(config.encoder.width, config.embedding_width) if config.embedding_width else None
+        )

@@ -1,0 +1,101 @@
+"""A teacher that runs beside the student: a model or an encoder of ours, frozen, at full context.
+
+Axis legend: B batch, T encoder frames (40 ms), D teacher's width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from onebest.errors import ConfigError, ModelError
+from onebest_training.checkpoint import load_model
+from onebest_training.config import BlockConfig, EncoderConfig, LossConfig
+from onebest_training.encoder import Encoder
+from onebest_training.transducer import Transducer
+
+#: Channels of an attention head in every Whisper model.
+WHISPER_HEAD = 64
+
+
+class FrozenTeacher(NamedTuple):
+    """An encoder, and the transducer that it belongs to if there is one; neither gets a gradient."""
+
+    encoder: Encoder
+    transducer: Transducer | None
+
+    @torch.no_grad()
+    def encode(self, features: Tensor, frame_lengths: Tensor) -> Tensor:
+        """Encode features [B, 4T+3, 80] at full context, float32 [B, T, D]."""
+        encoded: Tensor = self.encoder(features, frame_lengths, 0, 0)
+        return encoded.float()
+
+    def check(self, loss: LossConfig, embedding_width: int) -> None:
+        """Make sure that the losses of a stage find what they need.
+
+        Raises:
+            ConfigError: a loss on posteriors, but this is an encoder alone; or another embedding width.
+        """
+        if (loss.collapsed or loss.lattice) and self.transducer is None:
+            raise ConfigError(
+                f"{loss.teacher} is an encoder; collapsed and lattice need a transducer. Name a checkpoint."
+            )
+        width = self.encoder.config.width
+        if loss.embedding and embedding_width != width:
+            raise ConfigError(
+                f"model.embedding_width is {embedding_width}, but {loss.teacher} has embeddings of {width}."
+            )
+
+
+def load_teacher(path: Path, tokens_model: bytes, device: torch.device) -> FrozenTeacher:
+    """Read a checkpoint of a model, or the weights of an encoder as ``onebest convert-encoder`` writes them.
+
+    Args:
+        path: of the file.
+        tokens_model: the student's vocabulary, which a transducer must share.
+        device: to run on.
+
+    Raises:
+        ModelError: the file cannot be read, or is neither.
+        ConfigError: a transducer of another vocabulary.
+    """
+    content = _read(path)
+    if "format" not in content:
+        encoder = _encoder_of(content, path)
+        teacher = FrozenTeacher(encoder.to(device).eval().requires_grad_(False), None)
+    else:
+        model, _, checkpoint = load_model(path)
+        if checkpoint.tokens != tokens_model:
+            raise ConfigError(f"{path} has another vocabulary. Train the student with the teacher's tokens.")
+        model = model.to(device).requires_grad_(False)
+        teacher = FrozenTeacher(model.encoder, model)
+    return teacher
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{path}: cannot be read as a teacher ({error}).") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: neither a checkpoint nor the weights of an encoder.")
+    return content
+
+
+def _encoder_of(weights: dict[str, Tensor], path: Path) -> Encoder:
+    """Build the encoder that these weights belong to; all sizes but the heads' are in their shapes."""
+    blocks: list[BlockConfig] = []
+    try:
+        while (prefix := f"blocks.{len(blocks)}") + ".feed_forward_in.weight" in weights:
+            kernel = weights.get(f"{prefix}.convolution.depthwise.weight")
+            inner = len(weights[f"{prefix}.feed_forward_in.weight"])
+            blocks.append(BlockConfig(1, inner, 0 if kernel is None else kernel.shape[2]))
+        width = len(weights["norm.weight"])
+        encoder = Encoder(EncoderConfig(width, max(1, width // WHISPER_HEAD), blocks=tuple(blocks)))
+        encoder.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (KeyError, AttributeError, RuntimeError, ConfigError) as error:
+        raise ModelError(f"{path}: not the weights of a whole encoder ({error}).") from error
+    return encoder
