@@ -1,0 +1,89 @@
+"""Who may connect: tokens, and the web pages whose scripts may.
+
+A token comes as ``Authorization: Bearer TOKEN`` (or ``Token TOKEN``), or, from browsers, which cannot set
+headers, as the query's ``token``. Comparison takes the same time whatever is presented.
+
+Browsers let any page open a connection to any server, the local one included, and say in ``Origin`` which
+page it was. Allowed are the server's own page and those that were named. On loopback the own page's host
+must be a loopback name too, or a foreign name that resolves to 127.0.0.1 would pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from onebest.errors import ConfigError
+
+TOKEN_VARIABLE = "ONEBEST_TOKEN"
+
+
+def read_tokens(path: Path | None) -> tuple[str, ...]:
+    """Return the tokens in a file, one a line, or else the one in the environment's ONEBEST_TOKEN.
+
+    Raises:
+        ConfigError: the file cannot be read or has no token.
+    """
+    if path is None:
+        return tuple(filter(None, [os.environ.get(TOKEN_VARIABLE, "").strip()]))
+    try:
+        lines = path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a file with a token a line ({error}).") from error
+    if not lines:
+        raise ConfigError(f"{path} has no token. Write one a line, without spaces.")
+    return tuple(lines)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What is allowed.
+
+    Attributes:
+        tokens: any of them opens; without any no token is needed.
+        origins: pages that may connect besides the server's own, such as ``https://example.org``.
+        loopback: whether the server is bound to loopback.
+    """
+
+    tokens: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    loopback: bool = True
+
+    def knows_token(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
+        """Return whether a request has a token that opens, or needs none; header names in lower case."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() not in ("bearer", "token"):
+            token = query.get("token", "")
+        return not self.tokens or _matches(token.strip(), self.tokens)
+
+    def allows_origin(self, headers: Mapping[str, str]) -> bool:
+        """Return whether the page that a request comes from may connect; programs send no origin."""
+        origin = headers.get("origin")
+        if origin is None or origin in self.origins:
+            return True
+        page = urlsplit(origin)
+        is_own = bool(page.netloc) and page.netloc.lower() == headers.get("host", "").lower()
+        return is_own and (not self.loopback or is_loopback(page.hostname or ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _matches(token: str, tokens: Iterable[str]) -> bool:
+    given = _digest(token)
+    return bool(sum(hmac.compare_digest(given, _digest(known)) for known in tokens))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

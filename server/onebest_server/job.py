@@ -1,0 +1,202 @@
+"""The decoding half of a session: a queue of work, done in order by whichever thread has the job's turn.
+
+The event loop puts work in, a thread of the scheduler takes it out; what comes of it are events. One turn
+is at most one chunk, so that no client takes more than its share:
+
+    feed()     work from the queue goes into the stream until a chunk is ready
+    (advance)  the scheduler decodes the ready chunks of all jobs in its batch
+    collect()  the events that followed
+
+Nothing here needs a lock: the queue is a deque, and each counter is written by one side only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from onebest.errors import AudioError
+from onebest.recognizer import Stream
+from onebest_server.protocol import (
+    INTERNAL,
+    INVALID_DATA,
+    Accepted,
+    Audio,
+    End,
+    Event,
+    Failed,
+    Finished,
+    Open,
+    Progress,
+    Stepped,
+    Work,
+)
+
+#: Longer pieces of audio are queued in parts of this length, so that one turn completes about one chunk.
+PART_SECONDS = 0.5
+#: What a client is told of an error that is not its own.
+FAILED = "The server failed to decode this audio."
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Entry(NamedTuple):
+    work: Work
+    seconds: float
+    arrived: float
+
+
+@dataclass
+class Turn:
+    """What one turn of a job gave.
+
+    Attributes:
+        events: for the session, in order.
+        step_latency: seconds from the arrival of the last audio in the chunk to its text; None without a
+            chunk.
+        final_latency: seconds from the arrival of ``End`` to the final text; None if that was not in this
+            turn.
+        audio_seconds: audio taken out of the queue.
+    """
+
+    events: list[Event]
+    step_latency: float | None = None
+    final_latency: float | None = None
+    audio_seconds: float = 0.0
+
+
+class Job:
+    """Work of one session. ``put`` is for the event loop, ``feed`` and ``collect`` are for the scheduler.
+
+    Args:
+        open_stream: makes the stream that an ``Open`` asks for.
+        clock: seconds, for what is late.
+    """
+
+    def __init__(self, open_stream: Callable[[Open], Stream], clock: Callable[[], float] = time.monotonic):
+        self._open_stream = open_stream
+        self._clock = clock
+        self._queue: deque[_Entry] = deque()
+        self._stream: Stream | None = None
+        self._sample_rate = 0
+        self._events: list[Event] = []
+        self._owes_reply = self._failed = self._cancelled = False
+        self._fed = self._ended = 0.0
+        self._received_seconds = self._taken_seconds = self._collected_seconds = 0.0
+
+    def put(self, work: Work) -> None:
+        """Queue work; audio in parts."""
+        now = self._clock()
+        if isinstance(work, Open):
+            self._sample_rate = work.sample_rate
+        if not isinstance(work, Audio):
+            self._queue.append(_Entry(work, 0.0, now))
+            return
+        for part in self._parts(work):
+            seconds = len(part.samples) / self._sample_rate
+            self._received_seconds += seconds
+            self._queue.append(_Entry(part, seconds, now))
+
+    def _parts(self, audio: Audio) -> Iterator[Audio]:
+        length = max(1, round(PART_SECONDS * self._sample_rate))
+        last = max(0, (len(audio.samples) - 1) // length * length)
+        for start in range(0, last, length):
+            yield Audio(audio.samples[start : start + length])
+        yield Audio(audio.samples[last:], audio.reply)
+
+    @property
+    def queued_seconds(self) -> float:
+        """Audio that waits."""
+        return max(0.0, self._received_seconds - self._taken_seconds)
+
+    @property
+    def taken_seconds(self) -> float:
+        """Audio that has left the queue since the job began."""
+        return self._taken_seconds
+
+    def waiting_seconds(self, now: float) -> float:
+        """Return for how long the oldest work in the queue has waited."""
+        try:
+            return now - self._queue[0].arrived
+        except IndexError:
+            return 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another turn would do something."""
+        if self._failed or self._cancelled:
+            return False
+        return bool(self._queue) or (self._stream is not None and self._stream.ready)
+
+    def feed(self) -> Stream | None:
+        """Move work into the stream until a chunk is ready; return the stream if one is."""
+        if self._cancelled:
+            return None
+        try:
+            while self._queue and not (self._stream and self._stream.ready):
+                self._take(self._queue.popleft())
+        except AudioError as error:
+            self.fail(INVALID_DATA, str(error))
+        except Exception:
+            _LOG.exception("work failed")
+            self.fail(INTERNAL, FAILED)
+        return self._stream if self._stream and self._stream.ready and not self._failed else None
+
+    def _take(self, entry: _Entry) -> None:
+        work = entry.work
+        if isinstance(work, Open):
+            self._stream = self._open_stream(work)
+            return
+        assert self._stream is not None, "the session lets no work in before Open"
+        if isinstance(work, Audio):
+            self._taken_seconds += entry.seconds
+            self._fed = entry.arrived
+            self._stream.push(work.samples)
+            self._owes_reply = work.reply
+            self._reply()
+        elif isinstance(work, End):
+            self._ended = entry.arrived
+            self._stream.end()
+
+    def _reply(self) -> None:
+        if self._owes_reply and self._stream is not None and not self._stream.ready:
+            self._owes_reply = False
+            self._report(Accepted)
+
+    def _report(self, kind: type[Progress]) -> None:
+        assert self._stream is not None
+        segments, result = self._stream.take_segments(), self._stream.result
+        self._events.append(kind(segments, result.partial, result.duration))
+
+    def collect(self, advanced: bool) -> Turn:
+        """Return what the turn gave; ``advanced`` says whether a chunk was decoded in it."""
+        turn, now = Turn([]), self._clock()
+        if self._stream is not None and not self._failed:
+            turn.step_latency = now - self._fed if advanced else None
+            if self._stream.result.is_final:
+                turn.final_latency = now - self._ended
+                self._report(Finished)
+                self._stream = None
+            elif advanced:
+                self._report(Stepped)
+                self._reply()
+        turn.events, self._events = self._events, []
+        turn.audio_seconds = self._taken_seconds - self._collected_seconds
+        self._collected_seconds = self._taken_seconds
+        return turn
+
+    def cancel(self) -> None:
+        """Do nothing more. The event loop may call this at any time."""
+        self._cancelled = True
+
+    def fail(self, code: int, reason: str) -> None:
+        """End the job; nothing more of its queue is done."""
+        self._failed = True
+        self._stream = None
+        self._taken_seconds = self._received_seconds
+        self._queue.clear()
+        self._events.append(Failed(code, reason))

@@ -1,0 +1,60 @@
+"""The model at each latency that clients may choose: one copy of the weights, loaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onebest.bundle import Bundle, load_bundle
+from onebest.errors import ModelError
+from onebest.recognizer import DEFAULT_MODEL, Recognizer, Stream
+from onebest_server.protocol import Open
+
+#: Chunk lengths on offer besides the model's own; what a model cannot do is left out.
+LATENCIES_MS = (320, 640, 1280)
+
+
+class Models:
+    """A model at several latencies.
+
+    Args:
+        folder: the model's folder; None is the model that onebest ships.
+        chunk_ms: the latency of clients that do not choose; None is the model's own.
+        latencies_ms: the others on offer.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not used at ``chunk_ms``.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        chunk_ms: int | None = None,
+        latencies_ms: tuple[int, ...] = LATENCIES_MS,
+    ):
+        bundle = load_bundle(folder or DEFAULT_MODEL)
+        own = Recognizer(bundle, chunk_ms=chunk_ms)
+        others = {ms: recognizer for ms in latencies_ms if (recognizer := _try(bundle, ms))}
+        default_ms = own.bundle.sizes.chunk_frames * 10
+        self._recognizers = {default_ms: own} | others | {default_ms: own}
+        self.name = bundle.name
+
+    @property
+    def latencies_ms(self) -> tuple[int, ...]:
+        """The latencies on offer, that of clients which do not choose first."""
+        return tuple(self._recognizers)
+
+    def open(self, wish: Open) -> Stream:
+        """Return a stream as a client wishes it.
+
+        Raises:
+            AudioError: no recogniser could use such a sample rate.
+        """
+        recognizer = self._recognizers[wish.chunk_ms or self.latencies_ms[0]]
+        return recognizer.stream(wish.sample_rate, endpoints=wish.endpoints)
+
+
+def _try(bundle: Bundle, chunk_ms: int) -> Recognizer | None:
+    try:
+        return Recognizer(bundle, chunk_ms=chunk_ms)
+    except ModelError:
+        return None

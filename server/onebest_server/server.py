@@ -1,0 +1,218 @@
+"""One server process: a port, the sessions, and how they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.server import Server as WebsocketServer
+from websockets.asyncio.server import ServerConnection, serve, unix_serve
+from websockets.http11 import Request, Response
+
+from onebest.errors import ConfigError
+from onebest_server.access import Access, is_loopback
+from onebest_server.connection import ClientConnection, Doorway, WebsocketOutlet, converse, peer_path
+from onebest_server.http import Admitted, Front
+from onebest_server.limits import Limits
+from onebest_server.models import Models
+from onebest_server.protocol import GOING_AWAY, Handshake
+from onebest_server.sessions import Sessions
+
+#: Time that the last texts and closes get when the server stops.
+STOP_SECONDS = 10.0
+#: Keeps connections alive through routers that forget silent ones.
+PING_SECONDS = 20.0
+_BACKLOG = 1024
+_SHUTTING_DOWN = "The server is shutting down."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is set up.
+
+    Attributes:
+        host: address to bind.
+        port: 0 is any free one.
+        model: the model's folder; None is the one that onebest ships.
+        chunk_ms: latency of clients that do not choose; None is the model's own.
+        threads: threads that decode, in each process.
+        workers: processes that share the port.
+        limits: see ``Limits``.
+        tokens: see ``Access``.
+        origins: see ``Access``.
+        certificate: PEM file with the chain for TLS; None is no TLS.
+        key: PEM file with its key; None if the certificate's file has it.
+        log_text: whether the log may have what was said.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 6006
+    model: Path | None = None
+    chunk_ms: int | None = None
+    threads: int = 1
+    workers: int = 1
+    limits: Limits = field(default_factory=Limits)
+    tokens: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    log_text: bool = False
+
+    @property
+    def access(self) -> Access:
+        """Who may connect."""
+        return Access(self.tokens, self.origins, is_loopback(self.host))
+
+    def make_tls(self) -> ssl.SSLContext | None:
+        """Return what TLS needs, or None without it.
+
+        Raises:
+            ConfigError: certificate or key cannot be used.
+        """
+        if self.certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"{self.certificate}: expected a certificate and its key ({error}).") from error
+        return context
+
+
+class Server:
+    """A server process.
+
+    Args:
+        settings: see ``Settings``.
+        models: what decodes.
+        worker: this process's number among ``settings.workers``.
+        peers: a folder for the sockets over which workers hand clients to each other.
+
+    Attributes:
+        port: the port, once started.
+        sessions: its sessions.
+    """
+
+    def __init__(self, settings: Settings, models: Models, worker: int = 0, peers: Path | None = None):
+        limits = settings.limits
+        self._settings, self._limits = settings, limits
+        self._worker, self._peers = worker, peers
+        self.port = settings.port
+        self.sessions = Sessions(
+            models,
+            limits,
+            threads=settings.threads,
+            worker=worker,
+            workers=settings.workers,
+            log_text=settings.log_text,
+        )
+        metrics = self.sessions.metrics
+        handshake = Handshake(latencies_ms=models.latencies_ms, limits=limits)
+        self._front = Front(settings.access, metrics, handshake, limits.clients)
+        self._doorway = Doorway(limits.handshakes, metrics)
+        self._admitted: set[ServerConnection] = set()
+        self._listeners: list[WebsocketServer] = []
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind the port and take clients.
+
+        Raises:
+            OSError: the port is taken or not allowed.
+            ConfigError: the certificate cannot be used.
+        """
+        tls = self._settings.make_tls()
+        self.sessions.start()
+        self._watch = asyncio.create_task(self.sessions.watch())
+        options = self._options() | {"reuse_port": self._settings.workers > 1 or None}
+        if tls is not None:
+            options |= {"ssl": tls, "ssl_handshake_timeout": self._limits.handshake_seconds}
+        try:
+            listener = serve(self._converse, self._settings.host, self._settings.port, **options)
+            self._listeners.append(await listener)
+            if self._peers is not None:
+                path = peer_path(self._peers, self._worker)
+                path.unlink(missing_ok=True)
+                self._listeners.append(await unix_serve(self._converse, str(path), **self._options()))
+        except OSError:
+            await self._stop()
+            raise
+        self.port = self._listeners[0].sockets[0].getsockname()[1]
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "process_request": self._answer,
+            "create_connection": self._connect,
+            "open_timeout": self._limits.handshake_seconds,
+            "max_size": self._limits.message_bytes,
+            "ping_interval": PING_SECONDS,
+            "ping_timeout": None,  # idle_seconds finds clients that are gone; reading may pause for longer
+            "compression": None,
+            "backlog": _BACKLOG,
+        }
+
+    def _connect(self, *arguments: Any, **named: Any) -> ServerConnection:
+        connection = ClientConnection(*arguments, **named)
+        connection.doorway = self._doorway
+        return connection
+
+    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer a request, or admit it."""
+        assert isinstance(connection, ClientConnection)
+        self._admitted = {taken for taken in self._admitted if not taken.transport.is_closing()}
+        self._front.room = self._limits.clients - len(self._admitted)
+        trusted = len(self._listeners) > 1 and connection.server is self._listeners[1]
+        answer = self._front.answer(request, self.sessions.new_name(), trusted)
+        if isinstance(answer, Response):
+            return answer
+        self._admitted.add(connection)
+        connection.admitted = answer
+        return None
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        assert isinstance(connection, ClientConnection)
+        admitted: Admitted = connection.admitted
+        protocol = admitted.protocol
+        session = self.sessions.open(protocol.handshake.session, admitted.request_id, protocol)
+        outlet = WebsocketOutlet(connection, self._limits.unread_bytes, self.sessions.metrics)
+        try:
+            await converse(connection, session, outlet, self._peers)
+        finally:
+            self._admitted.discard(connection)
+
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Stop without losing a text: no new clients; running ones may end, then get what they have.
+
+        Args:
+            hurry: once set, running clients are not waited for.
+        """
+        self._front.draining = True
+        for listener in self._listeners:
+            listener.close(close_connections=False)
+        self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN, busy=False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.drain_seconds):
+                while self.sessions.busy and not (hurry and hurry.is_set()):
+                    await asyncio.sleep(0.05)
+        self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                while self._admitted:
+                    await asyncio.sleep(0.05)
+        await self._stop()
+
+    async def _stop(self) -> None:
+        for listener in self._listeners:
+            listener.close(close_connections=False)
+        self._doorway.abort()
+        for connection in self._admitted:
+            connection.transport.abort()
+        for listener in self._listeners:
+            await listener.wait_closed()
+        if self._watch is not None:
+            self._watch.cancel()
+        await asyncio.to_thread(self.sessions.stop)
