@@ -10,38 +10,60 @@ Audio comes in as samples, text goes out as it is spoken. The stages, one file e
 - ``search``: encoder frames -> tokens (greedy transducer search, many streams at once)
 - ``results``: tokens -> words and segments with their times (with ``endpoint``, which ends segments)
 - ``recognizer``: ``Recognizer`` (shared, immutable) and ``Stream`` (one utterance)
+- ``listener``: ``listen``, a microphone -> events (with ``microphone``, which records, and ``events``)
 
-Beside them: ``cli`` and ``commands`` (the ``onebest`` command), ``cuts`` (lhotse manifests), ``normalize``
-(text as it is compared), ``errors``. What is listed in ``__all__`` loads when it is first used.
+Beside them: ``cli`` and ``commands`` (the ``onebest`` command), ``live_view``, ``sinks`` and ``subtitles``
+(where text goes), ``cuts`` (lhotse manifests), ``normalize`` (text as it is compared), ``errors``. What is
+listed in ``__all__`` loads when it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from onebest.errors import AudioError, ConfigError, DataError, ModelError, OnebestError, StreamError
+from onebest.errors import (
+    AudioError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    ModelError,
+    OnebestError,
+    StreamError,
+)
 
 if TYPE_CHECKING:
     from onebest.endpoint import EndpointRule
+    from onebest.events import FinalText, Notice, PartialText
+    from onebest.listener import Listener, listen
     from onebest.recognizer import Recognizer, Stream
     from onebest.results import Result, Segment, Token, Word
 
 __version__ = "0.1.0"
 _HOMES = {
     "EndpointRule": "onebest.endpoint",
+    "FinalText": "onebest.events",
+    "Listener": "onebest.listener",
+    "Notice": "onebest.events",
+    "PartialText": "onebest.events",
     "Recognizer": "onebest.recognizer",
     "Result": "onebest.results",
     "Segment": "onebest.results",
     "Stream": "onebest.recognizer",
     "Token": "onebest.results",
     "Word": "onebest.results",
+    "listen": "onebest.listener",
 }
 __all__ = [
     "AudioError",
     "ConfigError",
     "DataError",
+    "DeviceError",
     "EndpointRule",
+    "FinalText",
+    "Listener",
     "ModelError",
+    "Notice",
     "OnebestError",
+    "PartialText",
     "Recognizer",
     "Result",
     "Segment",
@@ -50,6 +72,7 @@ __all__ = [
     "Token",
     "Word",
     "__version__",
+    "listen",
 ]
 
 

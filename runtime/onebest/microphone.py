@@ -43,7 +43,7 @@ class Device(NamedTuple):
     """A device that records.
 
     Attributes:
-        index: its number, as ``Microphone`` takes it.
+        number: which one it is, as ``Microphone`` takes it.
         name: its name.
         host_api: the system's interface to it: ALSA, Core Audio, Windows WASAPI, ...
         channels: how many it records.
@@ -51,7 +51,7 @@ class Device(NamedTuple):
         is_default: whether it is the one that records where none is named.
     """
 
-    index: int
+    number: int
     name: str
     host_api: str
     channels: int
@@ -236,7 +236,7 @@ class Microphone:
 
         self._last_block = time.monotonic()
         stream = self._portaudio.InputStream(
-            device=self.device.index,
+            device=self.device.number,
             channels=channels,
             samplerate=rate,
             dtype="float32",
@@ -294,12 +294,12 @@ def find_device(devices: list[Device], wanted: int | str | None) -> Device:
             return next((device for device in found if device.is_default), found[0])
     if wanted is None:
         return devices[0]
-    known = "; ".join(f"{device.index}: {device.name}" for device in devices)
+    known = "; ".join(f"{device.number}: {device.name}" for device in devices)
     raise DeviceError(f"Found no microphone {wanted!r}. Name one of these by number or name: {known}")
 
 
 def _is_wanted(device: Device, wanted: int | str | None) -> bool:
-    return device.is_default if wanted is None else str(device.index) == str(wanted)
+    return device.is_default if wanted is None else str(device.number) == str(wanted)
 
 
 def _is_named(device: Device, wanted: int | str | None) -> bool:

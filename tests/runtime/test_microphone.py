@@ -208,14 +208,14 @@ DEVICES = [Device(index, name, "ALSA", 1, 48000, index == 4) for index, name in 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "index"), [(None, 4), (2, 2), ("4", 4), ("Mic", 2), ("mic", 4), ("MIC 2", 4), ("2", 2)]
+    ("wanted", "number"), [(None, 4), (2, 2), ("4", 4), ("Mic", 2), ("mic", 4), ("MIC 2", 4), ("2", 2)]
 )
-def test_devices_are_found_by_number_and_name(wanted, index):
-    assert find_device(DEVICES, wanted).index == index
+def test_devices_are_found_by_number_and_name(wanted, number):
+    assert find_device(DEVICES, wanted).number == number
 
 
 def test_without_a_default_the_first_device_is_taken():
-    assert find_device([device._replace(is_default=False) for device in DEVICES], None).index == 2
+    assert find_device([device._replace(is_default=False) for device in DEVICES], None).number == 2
 
 
 @pytest.mark.parametrize("wanted", [3, "3", "headset"])

@@ -27,9 +27,14 @@ def test_public_names():
         "AudioError",
         "ConfigError",
         "DataError",
+        "DeviceError",
         "EndpointRule",
+        "FinalText",
+        "Listener",
         "ModelError",
+        "Notice",
         "OnebestError",
+        "PartialText",
         "Recognizer",
         "Result",
         "Segment",
@@ -38,6 +43,7 @@ def test_public_names():
         "Token",
         "Word",
         "__version__",
+        "listen",
     ]
     assert all(hasattr(onebest, name) for name in onebest.__all__)
     with pytest.raises(AttributeError, match="Decoder"):
@@ -49,7 +55,16 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_importing_every_module_loads_no_torch():
-    heavy = {"torch", "torchaudio", "lhotse", "kaldialign", "rich", "onebest_training", "onebest_export"}
+    heavy = {
+        "torch",
+        "torchaudio",
+        "lhotse",
+        "kaldialign",
+        "rich",
+        "sounddevice",
+        "onebest_training",
+        "onebest_export",
+    }
     assert not imported_by("import " + ", ".join(MODULES)) & heavy
 
 
@@ -58,7 +73,7 @@ def test_recognising_samples_needs_no_file_reader():
 
 
 def test_every_error_is_ours_and_a_builtin_one():
-    for name in ("AudioError", "ConfigError", "DataError", "ModelError", "StreamError"):
+    for name in ("AudioError", "ConfigError", "DataError", "DeviceError", "ModelError", "StreamError"):
         error = getattr(onebest, name)
         assert issubclass(error, onebest.OnebestError)
         assert issubclass(error, (ValueError, RuntimeError))

@@ -1,0 +1,131 @@
+"""Where a listener's text goes beside the screen: a file that is always complete, or another program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TextIO
+
+from onebest.errors import ConfigError, DataError
+from onebest.events import Event, FinalText, PartialText
+from onebest.subtitles import format_srt, make_cues
+
+#: A text, and how many entries are in the file before it -> its entries.
+Format = Callable[[PartialText | FinalText, int], list[str]]
+
+
+class TranscriptFile:
+    """A file that holds all that was said so far, whenever the program ends: texts, subtitles or JSON lines.
+
+    The partial text stands at its end, and each new one is written over it.
+
+    Args:
+        path: a file that does not exist yet; its ending, one of ``FORMATS``, says what goes in.
+
+    Raises:
+        ConfigError: the ending is another.
+        DataError: there is such a file, or it cannot be made.
+    """
+
+    def __init__(self, path: Path):
+        if path.suffix not in FORMATS:
+            raise ConfigError(f"{path}: expected a name that ends in {', '.join(FORMATS)}. Rename it.")
+        self._path, self._format = path, FORMATS[path.suffix]
+        self._final_bytes = self._final_entries = 0
+        try:
+            self._file: IO[bytes] = path.open("xb", buffering=0)
+        except FileExistsError as error:
+            raise DataError(f"{path} exists already. Name another file, or move that one away.") from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error}. Name another file.") from error
+
+    def show(self, event: Event) -> None:
+        """Write the text of an event.
+
+        Raises:
+            DataError: the disk is full or gone.
+        """
+        if not isinstance(event, (PartialText, FinalText)):
+            return
+        entries = self._format(event, self._final_entries)
+        content = "".join(entries).encode()
+        try:
+            self._file.seek(self._final_bytes)
+            self._file.write(content)
+            self._file.truncate()
+        except OSError as error:
+            raise DataError(f"{self._path} cannot be written any more: {error}") from error
+        if isinstance(event, FinalText):
+            self._final_bytes += len(content)
+            self._final_entries += len(entries)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class CommandPipe:
+    """A program that is started once and reads every final text as a line.
+
+    Ctrl-C does not reach it; it ends when its input does.
+
+    Args:
+        command: a line for the shell.
+        errors: where its complaints go.
+    """
+
+    def __init__(self, command: str, errors: TextIO):
+        self._command = command
+        self._process = subprocess.Popen(
+            command, shell=True, text=True, stdin=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+
+    def show(self, event: Event) -> None:
+        """Pass a final text on.
+
+        Raises:
+            DataError: the program has ended.
+        """
+        if not isinstance(event, FinalText):
+            return
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(event.text + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise DataError(f"The command {self._command!r} has ended. It gets no more text.") from error
+
+    def close(self) -> None:
+        """End its input and wait until it has ended."""
+        assert self._process.stdin
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def _to_text(event: PartialText | FinalText, entries: int) -> list[str]:
+    return [event.text + "\n"]
+
+
+def _to_subtitles(event: PartialText | FinalText, entries: int) -> list[str]:
+    return [format_srt(number, cue) for number, cue in enumerate(make_cues(event.words), entries + 1)]
+
+
+def _to_json_line(event: PartialText | FinalText, entries: int) -> list[str]:
+    words = [
+        {"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)} for word in event.words
+    ]
+    line = {
+        "text": event.text,
+        "start": round(event.start, 2),
+        "end": round(event.end, 2),
+        "is_final": isinstance(event, FinalText),
+        "words": words,
+    }
+    return [json.dumps(line) + "\n"]
+
+
+FORMATS: dict[str, Format] = {".txt": _to_text, ".srt": _to_subtitles, ".jsonl": _to_json_line}

@@ -1,0 +1,72 @@
+"""Words with times -> subtitles, short enough to be read while they are heard, and their SRT spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from onebest.results import Word
+
+#: Two lines of 42 characters and six seconds: what the usual guidelines for subtitles allow.
+LINE_CHARACTERS, CUE_LINES, CUE_SECONDS = 42, 2, 6.0
+#: How long a cue stays after its last word, unless the next one comes.
+LINGER_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Cue:
+    """One subtitle.
+
+    Attributes:
+        text: one or two lines.
+        start: seconds to when it appears.
+        end: seconds to when it vanishes.
+    """
+
+    text: str
+    start: float
+    end: float
+
+
+def make_cues(words: Sequence[Word]) -> list[Cue]:
+    """Return the words as cues that do not overlap."""
+    groups = list(_group(words))
+    starts = [*(group[0].start for group in groups), inf]
+    return [
+        Cue("\n".join(_wrap(group)), start, min(group[-1].end + LINGER_SECONDS, next_start))
+        for group, start, next_start in zip(groups, starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def format_srt(number: int, cue: Cue) -> str:
+    """Return a cue as a block of an SRT file; the first is number 1."""
+    return f"{number}\n{_clock(cue.start)} --> {_clock(cue.end)}\n{cue.text}\n\n"
+
+
+def _group(words: Sequence[Word]) -> Iterator[list[Word]]:
+    group: list[Word] = []
+    for word in words:
+        longer = [*group, word]
+        if group and (len(_wrap(longer)) > CUE_LINES or word.end - group[0].start > CUE_SECONDS):
+            yield group
+            longer = [word]
+        group = longer
+    if group:
+        yield group
+
+
+def _wrap(words: Sequence[Word]) -> list[str]:
+    lines = [words[0].text]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word.text) <= LINE_CHARACTERS:
+            lines[-1] += " " + word.text
+        else:
+            lines.append(word.text)
+    return lines
+
+
+def _clock(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02},{milliseconds % 1000:03}"

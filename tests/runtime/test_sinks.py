@@ -1,0 +1,112 @@
+"""Files that are complete at every moment, and programs that read along."""
+
+import json
+import sys
+from contextlib import closing
+
+import pytest
+
+from onebest import ConfigError, DataError, FinalText, Notice, PartialText
+from onebest.results import Word
+from onebest.sinks import FORMATS, CommandPipe, TranscriptFile
+
+
+def said(kind, text, start):
+    words = [Word(word, start + 0.5 * n, start + 0.5 * n + 0.4, 0.9) for n, word in enumerate(text.split())]
+    return kind(text, start, words[-1].end if words else start, tuple(words))
+
+
+EVENTS = [
+    Notice("listening", "Listening."),
+    said(PartialText, "good", 0.5),
+    said(PartialText, "good morning every", 0.5),
+    said(FinalText, "good morning", 0.5),
+    said(PartialText, "how", 3.0),
+    said(PartialText, "", 3.0),
+    said(FinalText, "how are you", 3.0),
+]
+
+
+def contents(path, events=EVENTS):
+    """Give the file's content after each event."""
+    with closing(TranscriptFile(path)) as sink:
+        for event in events:
+            sink.show(event)
+            yield path.read_text("utf-8")
+
+
+def test_text(tmp_path):
+    assert list(contents(tmp_path / "talk.txt")) == [
+        "",
+        "good\n",
+        "good morning every\n",
+        "good morning\n",
+        "good morning\nhow\n",
+        "good morning\n\n",
+        "good morning\nhow are you\n",
+    ]
+
+
+def test_subtitles(tmp_path):
+    *_, before, last = contents(tmp_path / "talk.srt")
+    assert before == "1\n00:00:00,500 --> 00:00:02,400\ngood morning\n\n"
+    assert last == before + "2\n00:00:03,000 --> 00:00:05,400\nhow are you\n\n"
+
+
+def test_json_lines(tmp_path):
+    for content in contents(tmp_path / "talk.jsonl"):
+        lines = [json.loads(line) for line in content.splitlines()]
+        assert all(line["is_final"] for line in lines[:-1])
+    assert lines[0] == {
+        "text": "good morning",
+        "start": 0.5,
+        "end": 1.4,
+        "is_final": True,
+        "words": [
+            {"word": "good", "start": 0.5, "end": 0.9},
+            {"word": "morning", "start": 1.0, "end": 1.4},
+        ],
+    }
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_that_exists_is_left_alone(tmp_path, ending):
+    path = tmp_path / f"talk{ending}"
+    path.write_text("before")
+    with pytest.raises(DataError, match="exists already"):
+        TranscriptFile(path)
+    assert path.read_text() == "before"
+
+
+def test_names_that_cannot_be(tmp_path):
+    with pytest.raises(ConfigError, match=r"ends in \.txt, \.srt, \.jsonl"):
+        TranscriptFile(tmp_path / "talk.doc")
+    with pytest.raises(DataError, match="cannot be written"):
+        TranscriptFile(tmp_path / "missing" / "talk.txt")
+
+
+def test_a_disk_that_is_gone(tmp_path):
+    sink = TranscriptFile(tmp_path / "talk.txt")
+    sink._file.close()
+    sink._file = (tmp_path / "talk.txt").open("rb", buffering=0)  # a disk that takes nothing
+    with pytest.raises(DataError, match="cannot be written any more"):
+        sink.show(EVENTS[1])
+    sink.close()
+
+
+def test_a_program_gets_the_finals_as_lines_while_they_come(tmp_path):
+    code = "import sys; [open('got', 'a').write(line.upper()) for line in sys.stdin]"
+    sink = CommandPipe(f'cd "{tmp_path}" && "{sys.executable}" -c "{code}"', sys.__stderr__)
+    for event in EVENTS:
+        sink.show(event)
+    sink.close()
+    assert (tmp_path / "got").read_text() == "GOOD MORNING\nHOW ARE YOU\n"
+
+
+def test_a_program_that_has_ended():
+    sink = CommandPipe("exit 3", sys.__stderr__)
+    sink._process.wait()
+    with pytest.raises(DataError, match="'exit 3' has ended"):
+        sink.show(EVENTS[3])
+    sink.close()
