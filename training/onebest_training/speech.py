@@ -1,0 +1,93 @@
+"""Samples of many cuts, past recordings and cuts that cannot be used: each of them is named and counted.
+
+Axis legend: S samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from onebest.cuts import Cut, load_cuts, sort_cuts
+from onebest.errors import ConfigError, DataError
+from onebest.frontend import FloatArray
+
+log = logging.getLogger(__name__)
+UNREADABLE = "audio that cannot be read"
+
+
+def in_order(cuts: Iterable[Cut]) -> list[Cut]:
+    """Return cuts by recording and start, each with audio and a name of its own.
+
+    Raises:
+        DataError: a cut has no recording, or two have the same name.
+    """
+    todo, seen = list(cuts), set()
+    for cut in todo:
+        if getattr(cut, "recording", None) is None:
+            raise DataError(
+                f"cut {cut.id} has no recording of its own. Expected a manifest of cuts with audio."
+            )
+        if cut.id in seen:
+            raise DataError(f"cut {cut.id} is there twice. Give each cut a name of its own.")
+        seen.add(cut.id)
+    return sort_cuts(todo)
+
+
+def load_usable(cuts: Iterable[Cut], left_out: Counter[str]) -> Iterator[tuple[Cut, FloatArray]]:
+    """Give the cuts that can be read with their samples [S] at 16 kHz; name the others in the log.
+
+    Args:
+        cuts: by recording, as ``load_cuts`` wants them; neighbours share the decoding of theirs.
+        left_out: counts the others, by cause.
+    """
+    todo = list(cuts)
+    while todo:
+        done = 0
+        try:
+            for cut, samples in load_cuts(todo):
+                done += 1
+                yield cut, samples
+            return
+        except DataError as error:
+            log.warning("cut %s left out: %s", todo[done].id, error)
+            left_out[UNREADABLE] += 1
+            todo = todo[done + 1 :]
+
+
+def log_left_out(left_out: Mapping[str, int], total: int) -> None:
+    """Log how many of ``total`` cuts were left out, a line for each cause."""
+    for cause, count in sorted(left_out.items()):
+        log.warning("%d of %d cuts left out: %s", count, total, cause)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says when a file cannot be written (a full disk) into an error that names it.
+
+    Raises:
+        DataError: the body raised an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}). What is done is kept: make room and "
+            "call again."
+        ) from error
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Name the extra to install where the body imports what is not there.
+
+    Raises:
+        ConfigError: a module was not found.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error}. Install what this needs: pip install 'onebest[{name}]'") from error
