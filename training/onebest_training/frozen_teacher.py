@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training.checkpoint import load_model
-from onebest_training.config import BlockConfig, EncoderConfig, LossConfig
+from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, TrainConfig
 from onebest_training.encoder import Encoder
 from onebest_training.transducer import Transducer
 
@@ -96,6 +96,21 @@ def _encoder_of(weights: dict[str, Tensor], path: Path) -> Encoder:
         width = len(weights["norm.weight"])
         encoder = Encoder(EncoderConfig(width, max(1, width // WHISPER_HEAD), blocks=tuple(blocks)))
         encoder.load_state_dict({name: value.float() for name, value in weights.items()})
-    except (KeyError, AttributeError, RuntimeError, ConfigError) as error:
+    except (KeyError, AttributeError, TypeError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{path}: not the weights of a whole encoder ({error}).") from error
     return encoder
+
+
+def load_teachers(config: TrainConfig, tokens_model: bytes, device: torch.device) -> dict[str, FrozenTeacher]:
+    """Read every teacher that a run's stages name, by its path, and check that it serves their losses.
+
+    Raises:
+        ModelError: a teacher cannot be read.
+        ConfigError: a teacher does not fit a stage, or a student has no head for embeddings.
+    """
+    teachers: dict[str, FrozenTeacher] = {}
+    for loss in (stage.loss for stage in config.stages if stage.loss.teacher):
+        if loss.teacher not in teachers:
+            teachers[loss.teacher] = load_teacher(Path(loss.teacher), tokens_model, device)
+        teachers[loss.teacher].check(loss, config.model.embedding_width)
+    return teachers
