@@ -1,0 +1,387 @@
+"""A client of ``onebest serve``: samples out, text in, over connections that may break.
+
+``AsyncClient`` is for asyncio, ``Client`` the same for programs without it. Both send audio as it comes and
+give the text as it comes:
+
+    with Client("ws://127.0.0.1:6006", sample_rate=16000) as client:
+        client.send(samples)
+        client.finish()
+        for event in client:
+            print(event)
+
+A connection that breaks is made again, and nothing is lost or doubled: the server keeps the session for a
+while and says up to which sample it has the audio. If the session is gone, because its server was, a new
+one gets the audio again from where the last complete segment ended.
+
+Axis legend: S samples. Offsets count samples from the client's first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from onebest.errors import OnebestError
+from onebest.events import Event, FinalText, Notice, PartialText
+from onebest.results import Word
+from onebest.samples import check_samples
+
+FloatArray = npt.NDArray[np.float32]
+_T = TypeVar("_T")
+
+PATH = "/onebest"
+#: Audio in one message.
+MESSAGE_SECONDS = 0.2
+#: Audio kept for a server that has to begin again, where no segment ends for longer.
+KEPT_SECONDS = 60.0
+#: Begin again so much before the first word of a segment that was not complete.
+LEAD_SECONDS = 0.5
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
+#: A server that answers no ping for so long is taken to be gone.
+SILENCE_SECONDS = 60.0
+_BUSY = 503
+
+
+class ServerError(OnebestError, ConnectionError):
+    """A server that cannot be reached, or that refuses."""
+
+
+class Outbox:
+    """Audio from some offset on, until it is no longer needed."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[FloatArray] = deque()
+        self.first = self.end = 0
+
+    def append(self, samples: FloatArray) -> None:
+        """Add samples [S] at the end."""
+        if len(samples):
+            self._pieces.append(samples)
+            self.end += len(samples)
+
+    def forget(self, before: int) -> None:
+        """Drop the pieces that lie before an offset."""
+        while self._pieces and self.first + len(self._pieces[0]) <= before:
+            self.first += len(self._pieces.popleft())
+
+    def read(self, start: int, length: int) -> FloatArray:
+        """Return up to ``length`` samples from an offset on that is not forgotten."""
+        parts, offset = [], self.first
+        for piece in self._pieces:
+            part = piece[max(0, start - offset) : max(0, start + length - offset)]
+            offset += len(piece)
+            parts.append(part)
+            if offset >= start + length:
+                break
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+class AsyncClient:
+    """A client for asyncio; an asynchronous context manager and iterator of events.
+
+    Args:
+        url: ``ws://`` or ``wss://``, host and port; without a path it is that of onebest's protocol.
+        sample_rate: of the samples that will be sent.
+        hotwords: words and phrases to expect.
+        latency_ms: audio that one step of the server takes in; None is the server's choice.
+        token: what the server asks for, if it does.
+        give_up_seconds: for how long a connection is tried to be made.
+        buffer_seconds: audio that waits for a connection; ``send`` waits beyond it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        sample_rate: int = 16000,
+        *,
+        hotwords: Sequence[str] = (),
+        latency_ms: int | None = None,
+        token: str | None = None,
+        give_up_seconds: float = 60.0,
+        buffer_seconds: float = 30.0,
+    ):
+        parts = urlsplit(url)
+        self._url = urlunsplit(parts._replace(path=PATH if parts.path in ("", "/") else parts.path))
+        self._rate = sample_rate
+        self._start = {
+            "type": "start",
+            "sample_rate": sample_rate,
+            "hotwords": list(hotwords),
+            "latency_ms": latency_ms,
+        }
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._give_up_seconds = give_up_seconds
+        self._buffer_samples = round(buffer_seconds * sample_rate)
+        self._outbox = Outbox()
+        self._changed = asyncio.Condition()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._finishing = False
+        self._error: OnebestError | None = None
+        self._task: asyncio.Task[None] | None = None
+        # The server's session: its name, the offset it began at, how many of its segments are complete.
+        self._session: str | None = None
+        self._base = self._session_segments = 0
+        # Offsets: sent on this connection, held by the server, and complete whatever happens to the server.
+        self._sent = self._acknowledged = self._settled = 0
+        self._is_lost = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def send(self, samples: npt.NDArray[Any]) -> None:
+        """Send the next samples [S], float32 in [-1, 1] or int16, mono; wait while too much is under way.
+
+        Raises:
+            AudioError: the samples are no audio.
+            ServerError: the server cannot be reached, or refuses.
+        """
+        checked = check_samples(samples).copy()
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self._error or self._outbox.end - self._acknowledged <= self._buffer_samples
+            )
+            self._raise_error()
+            self._outbox.append(checked)
+            self._changed.notify_all()
+
+    async def finish(self) -> None:
+        """Say that no more audio comes; the events end with the last text."""
+        async with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Give the events until the last.
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses.
+        """
+        while (event := await self._events.get()) is not None:
+            yield event
+        self._events.put_nowait(None)
+        self._raise_error()
+
+    async def poll(self) -> list[Event]:
+        """Return the events that are there already.
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses.
+        """
+        events = []
+        while not self._events.empty():
+            if (event := self._events.get_nowait()) is None:
+                self._events.put_nowait(None)
+                break
+            events.append(event)
+        self._raise_error()
+        return events
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _run(self) -> None:
+        """Keep a connection until all is said."""
+        try:
+            while not await self._hold_connection():
+                pass
+        except OnebestError as error:
+            async with self._changed:
+                self._error = error
+                self._changed.notify_all()
+        finally:
+            self._events.put_nowait(None)
+
+    async def _hold_connection(self) -> bool:
+        """Make a connection and use it until it breaks; return whether all was said."""
+        connection = await self._connect()
+        sender = None
+        try:
+            if await self._greet(connection):
+                self._note_connection(is_lost=False)
+                sender = asyncio.create_task(self._send_audio(connection))
+                async for message in connection:
+                    if await self._take(json.loads(message)):
+                        return True
+        except ConnectionClosed:
+            pass
+        finally:
+            if sender is not None:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+            await connection.close()
+        self._note_connection(is_lost=True)
+        await asyncio.sleep(FIRST_PAUSE_SECONDS)
+        return False
+
+    async def _connect(self) -> ClientConnection:
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + self._give_up_seconds, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await connect(
+                    self._url,
+                    additional_headers=self._headers,
+                    compression=None,
+                    ping_timeout=SILENCE_SECONDS,
+                    max_size=None,
+                )
+            except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
+                status = error.response.status_code if isinstance(error, InvalidStatus) else _BUSY
+                refused = isinstance(error, InvalidURI) or status != _BUSY
+                if refused or loop.time() + pause > deadline:
+                    raise ServerError(f"{self._url}: {error}. Is it the address of onebest serve?") from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _greet(self, connection: ClientConnection) -> bool:
+        """Start a session or resume the one there is; return False if that is gone."""
+        if self._session is None:
+            self._base = self._sent = max(self._settled, self._outbox.first)
+            self._session_segments = 0
+            await connection.send(json.dumps(self._start))
+            return True
+        resume = {"type": "resume", "session": self._session, "segments": self._session_segments}
+        await connection.send(json.dumps(resume))
+        answer = json.loads(await connection.recv())
+        if answer["type"] != "resumed":
+            self._session = None
+            return False
+        self._sent = self._base + answer["acknowledged"]
+        return True
+
+    async def _send_audio(self, connection: ClientConnection) -> None:
+        length = round(MESSAGE_SECONDS * self._rate)
+        try:
+            while True:
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._sent < self._outbox.end or self._finishing)
+                    samples = self._outbox.read(self._sent, length)
+                if not len(samples):
+                    break
+                await connection.send(samples.astype("<f4").tobytes())
+                self._sent += len(samples)
+            await connection.send(json.dumps({"type": "finish"}))
+        except ConnectionClosed:
+            pass
+
+    async def _take(self, message: dict[str, Any]) -> bool:
+        """Take one of the server's messages; return whether all was said."""
+        match message["type"]:
+            case "started":
+                self._session = message["session"]
+            case "behind" if message["seconds"]:
+                self._notify("behind", f"The server is {message['seconds']:.1f} s behind.")
+            case "partial":
+                start = self._offset(message["start"] - LEAD_SECONDS)
+                await self._settle(start, message["acknowledged"])
+                self._publish(message, PartialText)
+            case "final":
+                self._publish(message, FinalText)
+                self._session_segments += 1
+                await self._settle(self._offset(message["end"]), message["acknowledged"])
+            case "finished":
+                end = self._offset(message["seconds"])
+                await self._settle(end, end - self._base)
+                self._session = None  # what comes now, another session takes
+                return self._finishing and self._settled >= self._outbox.end
+            case "error":
+                raise ServerError(f"{self._url}: {message['message']}")
+        return False
+
+    def _offset(self, seconds: float) -> int:
+        return self._base + round(seconds * self._rate)
+
+    async def _settle(self, settled: int, acknowledged: int) -> None:
+        """Forget the audio that nobody will need again."""
+        async with self._changed:
+            self._acknowledged = self._base + acknowledged
+            self._settled = max(self._settled, min(settled, self._acknowledged))
+            kept = self._acknowledged - round(KEPT_SECONDS * self._rate)
+            self._outbox.forget(max(self._settled, kept))
+            self._changed.notify_all()
+
+    def _publish(self, message: dict[str, Any], kind: type[PartialText | FinalText]) -> None:
+        before = self._base / self._rate
+        words = tuple(
+            Word(word["word"], word["start"] + before, word["end"] + before, word["confidence"])
+            for word in message.get("words", ())
+        )
+        start, end = message["start"] + before, message.get("end", message["start"]) + before
+        self._events.put_nowait(kind(message["text"], start, end, words))
+
+    def _notify(self, kind: Literal["behind", "connection"], message: str) -> None:
+        self._events.put_nowait(Notice(kind, message))
+
+    def _note_connection(self, is_lost: bool) -> None:
+        """Give a notice if the connection was lost, or is back."""
+        if is_lost != self._is_lost:
+            self._is_lost = is_lost
+            how = "was lost; it is tried again" if is_lost else "is back"
+            self._notify("connection", f"The connection to {self._url} {how}.")
+
+
+class Client:
+    """``AsyncClient`` for programs without asyncio: the same arguments and methods, one thread beside."""
+
+    def __init__(self, url: str, sample_rate: int = 16000, **options: Any):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="onebest-client", daemon=True)
+        self._client = AsyncClient(url, sample_rate, **options)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._call(self._client.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._client.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def send(self, samples: npt.NDArray[Any]) -> None:
+        """Send the next samples [S]; see ``AsyncClient.send``."""
+        self._call(self._client.send(samples))
+
+    def finish(self) -> None:
+        """Say that no more audio comes."""
+        self._call(self._client.finish())
+
+    def __iter__(self) -> Iterator[Event]:
+        """Give the events until the last; another thread may ``send`` meanwhile."""
+        events = self._client.__aiter__()
+        while (event := self._call(_next(events))) is not None:
+            yield event
+
+    def poll(self) -> list[Event]:
+        """Return the events that are there already."""
+        return self._call(self._client.poll())
+
+    def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+async def _next(events: AsyncIterator[Event]) -> Event | None:
+    return await anext(events, None)

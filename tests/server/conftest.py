@@ -1,0 +1,63 @@
+"""Fixtures of the server's tests: servers with the tiny model, in this process, and what audio says."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+
+from tiny_model import write_bundle
+
+from onebest import Recognizer
+from onebest_server.limits import Limits
+from onebest_server.models import Models
+from onebest_server.server import Server, Settings
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder with the tiny model. Not to be changed."""
+    return write_bundle(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def models(tiny_folder):
+    return Models(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def say(tiny_folder):
+    """Return the texts of the segments of samples, offline."""
+    recognizer = Recognizer(tiny_folder)
+
+    def say(samples, sample_rate=16000, endpoints=True):
+        stream = recognizer.stream(sample_rate, endpoints=endpoints)
+        stream.accept(samples)
+        return [segment.text for segment in stream.finish().segments]
+
+    return say
+
+
+@pytest.fixture
+def serving(models):
+    """Run a server within an event loop: ``async with serving(queue_seconds=1) as server``."""
+
+    @asynccontextmanager
+    async def serving(settings=None, **limits):
+        settings = settings or Settings(port=0, limits=Limits(**limits))
+        server = Server(settings, models)
+        await server.start()
+        try:
+            yield server
+        finally:
+            hurry = asyncio.Event()
+            hurry.set()
+            await server.drain(hurry)
+
+    return serving
