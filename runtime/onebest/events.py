@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from onebest.results import Segment, Word
+from onebest.results import Word
 
 NoticeKind = Literal["listening", "silent", "dropped", "behind", "lost", "back", "connection", "output"]
 
@@ -51,17 +51,3 @@ class Notice:
 
 
 Event = PartialText | FinalText | Notice
-
-
-class Hearing(NamedTuple):
-    """What a transcriber makes of the audio so far, its times in seconds of that audio.
-
-    Attributes:
-        finals: the segments that have ended since the last call.
-        partial: what has been said since.
-        notices: what else has happened.
-    """
-
-    finals: tuple[Segment, ...] = ()
-    partial: Segment = Segment()
-    notices: tuple[Notice, ...] = ()

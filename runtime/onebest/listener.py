@@ -8,23 +8,21 @@ Axis legend: S samples.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onebest.errors import StreamError
-from onebest.events import Event, FinalText, Hearing, Notice, PartialText
+from onebest.events import Event, FinalText, Notice, PartialText
 from onebest.microphone import Block, Microphone
 from onebest.recognizer import Recognizer
-from onebest.results import Segment
 
 FloatArray = npt.NDArray[np.float32]
-_Kind = TypeVar("_Kind", PartialText, FinalText)
 
 #: How long one wait for audio lasts; ``stop`` takes effect after it.
 POLL_SECONDS = 0.1
@@ -41,14 +39,14 @@ LOWEST_LEVEL = -100.0
 
 
 class Transcriber(Protocol):
-    """What recognises one uninterrupted recording."""
+    """What recognises one uninterrupted recording; the times of its events are seconds of that recording."""
 
-    def accept(self, samples: FloatArray) -> Hearing:
-        """Take the next samples [S]."""
+    def accept(self, samples: FloatArray) -> Iterable[Event]:
+        """Take the next samples [S] and return what there is to say now."""
         ...
 
-    def finish(self) -> Hearing:
-        """Say that there are no more, and return what was left."""
+    def finish(self) -> Iterable[Event]:
+        """Say that there are no more samples and return what is left to say."""
         ...
 
 
@@ -57,16 +55,26 @@ class LocalTranscriber:
 
     def __init__(self, recognizer: Recognizer, sample_rate: int):
         self._stream = recognizer.stream(sample_rate, endpoints=True)
+        self._partial = ""
 
-    def accept(self, samples: FloatArray) -> Hearing:
-        """Take the next samples [S]."""
+    def accept(self, samples: FloatArray) -> Iterator[Event]:
+        """Take the next samples [S] and return what there is to say now."""
         self._stream.accept(samples)
-        return Hearing(self._stream.take_segments(), self._stream.result.partial)
+        yield from self._take_finals()
+        partial = self._stream.result.partial
+        if partial.text != self._partial:
+            self._partial = partial.text
+            yield PartialText(partial.text, partial.start, partial.end, partial.words)
 
-    def finish(self) -> Hearing:
-        """Say that there are no more, and return what was left."""
+    def finish(self) -> Iterator[Event]:
+        """Say that there are no more samples and return what is left to say."""
         self._stream.finish()
-        return Hearing(self._stream.take_segments())
+        yield from self._take_finals()
+
+    def _take_finals(self) -> Iterator[Event]:
+        for segment in self._stream.take_segments():
+            self._partial = ""
+            yield FinalText(segment.text, segment.start, segment.end, segment.words)
 
 
 class Timeline:
@@ -166,6 +174,8 @@ class Listener:
         Raises:
             StreamError: there was a loop over this listener already.
         """
+        import asyncio  # takes longer to load than a plain loop has reason to wait
+
         events = iter(self)
         try:
             while (event := await asyncio.to_thread(next, events, None)) is not None:
@@ -188,7 +198,6 @@ class Listener:
     def _begin(self, start: float) -> None:
         self._transcriber = self._make_transcriber(self._microphone.sample_rate)
         self._timeline, self._position = Timeline(start), 0.0
-        self._partial = ""
 
     def _take(self, block: Block) -> Iterator[Event]:
         seconds = len(block.samples) / self._microphone.sample_rate
@@ -202,7 +211,7 @@ class Listener:
         self._position += seconds
         self.level = _level(block.samples)
         if self._transcriber is not None:
-            yield from self._publish(self._transcriber.accept(block.samples))
+            yield from self._place(self._transcriber.accept(block.samples))
         yield from self._watch()
 
     def _note_drop(self, block: Block) -> Notice:
@@ -227,25 +236,20 @@ class Listener:
                     "allowed to use the microphone (privacy settings)?",
                 )
 
-    def _publish(self, hearing: Hearing) -> Iterator[Event]:
-        yield from hearing.notices
-        for segment in hearing.finals:
-            if segment.text:
-                yield self._place(FinalText, segment)
-            self._partial = ""
-        if hearing.partial.text != self._partial:
-            self._partial = hearing.partial.text
-            yield self._place(PartialText, hearing.partial)
-
-    def _place(self, kind: type[_Kind], segment: Segment) -> _Kind:
+    def _place(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Give the events with their times in seconds since listening began."""
         when = self._timeline.convert
-        words = tuple(word._replace(start=when(word.start), end=when(word.end)) for word in segment.words)
-        return kind(segment.text, when(segment.start), when(segment.end), words)
+        for event in events:
+            if isinstance(event, Notice):
+                yield event
+            else:
+                words = (word._replace(start=when(word.start), end=when(word.end)) for word in event.words)
+                yield replace(event, start=when(event.start), end=when(event.end), words=tuple(words))
 
     def _finish(self) -> Iterator[Event]:
         transcriber, self._transcriber = self._transcriber, None
         if transcriber is not None:
-            yield from self._publish(transcriber.finish())
+            yield from self._place(transcriber.finish())
 
     def _recover(self) -> Iterator[Event]:
         """Wait until the device that was lost is back."""
