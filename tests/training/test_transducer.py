@@ -55,16 +55,18 @@ def test_no_label_is_an_embedding_of_zeros() -> None:
 
 
 @torch.no_grad()
-def brute_force_greedy(model: Transducer, encoded: Tensor) -> list[int]:
-    """Greedy search of one utterance [T, D], a frame at a time, at most one label a frame."""
+def brute_force_greedy(model: Transducer, encoded: Tensor) -> list[tuple[int, int]]:
+    """Greedy search of one utterance [T, D], a frame at a time, at most one label a frame, with its frame."""
     labels: list[int] = []
-    for frame in encoded:
+    timed: list[tuple[int, int]] = []
+    for index, frame in enumerate(encoded):
         context = torch.tensor([context_before(labels, len(labels), model.config.context_size)])
         joined = torch.tanh(model.projection(frame) + model.predictor(context)[0])
         best = int(model.joiner.out(joined).argmax())
         if best != BLANK:
             labels.append(best)
-    return labels
+            timed.append((best, index))
+    return timed
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,16 +1,18 @@
-"""Greedy decoding of whole batches in torch, for the error rate on dev while training.
+"""Greedy decoding of whole batches in torch, for error rate and emission delay on dev while training.
 
 Axis legend: B batch, T encoder frames, D encoder width, J joiner width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from onebest_training.batches import Batch, Utterance, pad_batch
+from onebest_training.delay import TimedToken, matched_delays, reference_tokens
 from onebest_training.transducer import BLANK, Transducer
 from onebest_training.vocabulary import TextEncoder
 
@@ -27,6 +29,13 @@ class ErrorCount(NamedTuple):
     words: int
 
 
+class Measured(NamedTuple):
+    """Errors, and by how many 40 ms frames each recognised token came later than it was due."""
+
+    errors: ErrorCount
+    delays: list[int]
+
+
 def ctc_greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
     """Return the labels of the best path of CTC logits [B, T, V]."""
     best = logits.argmax(2)
@@ -37,13 +46,13 @@ def ctc_greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
     return texts
 
 
-def transducer_greedy(model: Transducer, encoded: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Return the labels that greedy search finds in encoder output [B, T, D], at most one a frame."""
+def transducer_greedy(model: Transducer, encoded: Tensor, lengths: Tensor) -> list[list[TimedToken]]:
+    """Return the tokens that greedy search finds in encoder output [B, T, D], at most one a frame."""
     projected = model.projection(encoded)
     context = encoded.new_full((len(encoded), model.config.context_size), -1, dtype=torch.int64)
     context[:, -1] = BLANK
     predicted = model.predictor(context)
-    labels: list[list[int]] = [[] for _ in range(len(encoded))]
+    tokens: list[list[TimedToken]] = [[] for _ in range(len(encoded))]
     for frame in range(encoded.shape[1]):
         best = model.joiner(projected[:, frame], predicted).argmax(1)
         emits = (best != BLANK) & (frame < lengths)
@@ -52,8 +61,8 @@ def transducer_greedy(model: Transducer, encoded: Tensor, lengths: Tensor) -> li
         context = torch.where(emits[:, None], torch.cat((context[:, 1:], best[:, None]), 1), context)
         predicted = model.predictor(context)
         for row in emits.nonzero()[:, 0].tolist():
-            labels[row].append(int(best[row]))
-    return labels
+            tokens[row].append(TimedToken(int(best[row]), frame))
+    return tokens
 
 
 def dev_batches(utterances: list[Utterance]) -> list[Batch]:
@@ -70,22 +79,45 @@ def dev_batches(utterances: list[Utterance]) -> list[Batch]:
 
 
 @torch.inference_mode()
+def measure(
+    model: Transducer, batches: list[Batch], tokens: TextEncoder, chunks: Sequence[int], left: int
+) -> dict[int, Measured]:
+    """Decode batches with each chunk size; count word errors and take emission delays.
+
+    The delays are against ``reference_tokens``.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    measured = {chunk: Measured(ErrorCount(0, 0, 0), []) for chunk in chunks}
+    for batch in (batch.to(device) for batch in batches):
+        due = reference_tokens(model, batch)
+        for chunk, (errors, delays) in measured.items():
+            encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left).float()
+            found = transducer_greedy(model, encoded, batch.frame_lengths)
+            by_ctc = ctc_greedy(model.ctc(encoded), batch.frame_lengths)
+            labels = [[timed.token for timed in row] for row in found]
+            counted = _count_errors(batch.texts, labels, by_ctc, tokens)
+            delays.extend(d for pair in zip(due, found, strict=True) for d in matched_delays(*pair))
+            total = ErrorCount(*map(sum, zip(errors, counted, strict=True)))
+            measured[chunk] = Measured(total, delays)
+    return measured
+
+
 def count_errors(
     model: Transducer, batches: list[Batch], tokens: TextEncoder, chunk: int, left: int
 ) -> ErrorCount:
     """Decode batches with one chunk size and count word errors."""
+    return measure(model, batches, tokens, [chunk], left)[chunk].errors
+
+
+def _count_errors(
+    texts: list[str], by_transducer: list[list[int]], by_ctc: list[list[int]], tokens: TextEncoder
+) -> ErrorCount:
+    """Count the words that have to change for the decoded labels to become the texts."""
     from kaldialign import edit_distance
 
-    model.eval()
-    total = ErrorCount(0, 0, 0)
-    for batch in batches:
-        device = next(model.parameters()).device
-        lengths = batch.frame_lengths.to(device)
-        encoded = model.encoder(batch.features.to(device), lengths, chunk, left).float()
-        found = transducer_greedy(model, encoded, lengths), ctc_greedy(model.ctc(encoded), lengths)
-        for text, *hypotheses in zip(batch.texts, *found, strict=True):
-            words = text.split()
-            errors = [int(edit_distance(words, tokens.decode(h).split())["total"]) for h in hypotheses]
-            by_transducer, by_ctc = total.transducer_errors + errors[0], total.ctc_errors + errors[1]
-            total = ErrorCount(by_transducer, by_ctc, total.words + len(words))
-    return total
+    def errors(labels: list[list[int]]) -> int:
+        pairs = zip(texts, labels, strict=True)
+        return sum(int(edit_distance(t.split(), tokens.decode(row).split())["total"]) for t, row in pairs)
+
+    return ErrorCount(errors(by_transducer), errors(by_ctc), sum(len(text.split()) for text in texts))
