@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from lhotse import CutSet
+from target_paths import random_path
 from tone_corpus import ToneCorpus
 from torch.utils.data import DataLoader
 
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
 from onebest.frontend import SILENCE
 from onebest_training.batches import (
     Batch,
@@ -28,6 +29,7 @@ from onebest_training.batches import (
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import FeatureStore
+from onebest_training.targets import Description, TargetStore, shard_path, write_shard
 from onebest_training.vocabulary import TextEncoder
 
 LIVELY = AugmentConfig(0.5, 0.5, (5.0, 20.0), 0.1, 0.2, 1, 8, 1.0, 6)
@@ -104,9 +106,10 @@ def test_a_cut_of_several_segments_has_all_their_text(
 
 def test_weights_go_by_corpus(corpus: ToneCorpus, tokens: TextEncoder) -> None:
     store = FeatureStore(corpus.store)
-    found = load_utterances(store, tokens, 20.0, {"rare": 0.25}, 2.0)
+    found = load_utterances(store, tokens, 20.0, SourceConfig("", {"rare": 0.25}, 2.0))
     assert {(u.cut.custom["corpus"], u.weight) for u in found} == {("plain", 2.0), ("rare", 0.25)}
-    assert {u.cut.custom["corpus"] for u in load_utterances(store, tokens, 20.0, {"rare": 0.0})} == {"plain"}
+    left = load_utterances(store, tokens, 20.0, SourceConfig("", {"rare": 0.0}))
+    assert {u.cut.custom["corpus"] for u in left} == {"plain"}
 
 
 def test_a_pass_takes_each_utterance_as_often_as_its_weight(utterances: list[Utterance]) -> None:
@@ -217,3 +220,68 @@ def test_dev_comes_by_corpus(
     assert [u.cut.id for u in found["plain"]] == [f"train-{index:03}" for index in (0, 2, 4, 6, 8)]
     with pytest.raises(DataError, match="no utterance to measure on"):
         load_dev(replace(data, dev=str(corpus.noise)), tokens)
+
+
+@pytest.fixture
+def targets(corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path) -> Path:
+    """Targets of the first half of the store's cuts: the label 5, as often as the cut's number says."""
+    folder = tmp_path / "targets"
+    cuts = FeatureStore(corpus.store).cuts[:24]
+    Description("teacher", tokens.digest, len(tokens), {}, "cuts", 1).write(folder)
+    paths = {cut.id: [random_path([5] * (1 + i % 3), 9, 16)] for i, cut in enumerate(cuts)}
+    write_shard(shard_path(folder, 0), paths, {})
+    return folder
+
+
+def test_targets_bring_labels_where_there_is_no_text(
+    corpus: ToneCorpus, tokens: TextEncoder, targets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = copy_store(corpus.store, tmp_path / "store", {0: {"supervisions": []}, 1: {"text": "  "}})
+    with caplog.at_level(logging.WARNING):
+        found = load_utterances(store, tokens, 20.0, SourceConfig("", targets=str(targets)))
+    assert [record.message for record in caplog.records] == ["24 cuts left out: no target"]
+    assert [u.labels for u in found[:2]] == [(5,), (5, 5)]
+    assert found[1].text == tokens.decode([5, 5])
+    assert all(u.text == u.cut.supervisions[0].text.lower() for u in found[2:])
+    everywhere = load_utterances(
+        store, tokens, 20.0, SourceConfig("", targets=str(targets), labels="teacher")
+    )
+    assert [u.labels for u in everywhere] == [(5,) * (1 + i % 3) for i in range(24)]
+
+
+def test_a_batch_holds_the_targets_of_its_utterances(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, targets: Path
+) -> None:
+    plain, taught = SourceConfig(str(corpus.dev)), SourceConfig(str(corpus.store), targets=str(targets))
+    config = replace(data, train=(plain, taught))
+    utterances = load_training(config, tokens)
+    assert len(utterances) == 8 + 24
+    passed = PassDataset(utterances, None, config, AugmentConfig(), (1, 0))
+    for index, numbers in enumerate(passed.plan):
+        found = passed[index].targets
+        assert found is not None
+        with_target = [row for row, number in enumerate(numbers) if utterances[number].targets]
+        assert found.utterances.tolist() == with_target
+        ids = [utterances[numbers[row]].cut.id for row in with_target]
+        assert [
+            tuple(r[:n]) for r, n in zip(found.references.tolist(), found.reference_lengths, strict=True)
+        ] == [TargetStore(targets).paths(name)[0].reference for name in ids]
+
+
+def test_speed_does_not_go_with_targets(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, targets: Path
+) -> None:
+    config = replace(data, train=(SourceConfig(str(corpus.store), targets=str(targets)),))
+    with pytest.raises(ConfigError, match="Set speed to 0"):
+        PassDataset(load_training(config, tokens), None, config, LIVELY, (1, 0))
+
+
+def test_dev_keeps_cuts_without_target(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, targets: Path
+) -> None:
+    config = replace(data, dev=str(corpus.store), dev_targets=str(targets))
+    found = [u for members in load_dev(config, tokens).values() for u in members]
+    assert len(found) == 48
+    batch = pad_batch([np.zeros((9, 80), np.float32)] * 48, [0] * 48, found)
+    assert batch.targets is not None
+    assert len(batch.targets.utterances) == 24

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from onebest.cuts import Cut
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
 from onebest.frontend import NUM_BINS, SILENCE, FloatArray
-from onebest.normalize import normalize_text
 from onebest_training.augment import augment
-from onebest_training.config import AugmentConfig, DataConfig
-from onebest_training.distillation import TargetBatch
+from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
+from onebest_training.distillation import TargetBatch, collate_paths
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import FeatureStore
+from onebest_training.speech import cut_text
+from onebest_training.targets import TargetStore, TeacherPath
 from onebest_training.vocabulary import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -73,30 +74,66 @@ class Utterance:
     text: str
     labels: tuple[int, ...]
     weight: float
+    targets: TargetStore | None = None
 
 
 def load_utterances(
-    store: FeatureStore,
-    tokens: TextEncoder,
-    max_seconds: float,
-    weights: dict[str, float] | None = None,
-    default_weight: float = 1.0,
+    store: FeatureStore, tokens: TextEncoder, max_seconds: float, source: SourceConfig | None = None
 ) -> list[Utterance]:
-    """Return a store's usable utterances; what is left out is counted in the log by its cause."""
+    """Return a store's usable utterances; what is left out is counted in the log by its cause.
+
+    Args:
+        store: features and cuts.
+        tokens: turn text into labels.
+        max_seconds: of the longest cut.
+        source: weights, targets and whose labels; without one every cut counts once, with its own text.
+
+    Raises:
+        ConfigError: the targets are of another vocabulary.
+        DataError: the targets are damaged.
+    """
+    source = source or SourceConfig("")
+    targets = open_targets(source.targets, tokens)
     kept: list[Utterance] = []
     left_out: dict[str, int] = {}
     for cut in store.cuts:
-        text = normalize_text(" ".join(segment.text or "" for segment in cut.supervisions))
-        labels = tuple(tokens.encode(text))
-        weight = (weights or {}).get((cut.custom or {}).get("corpus", ""), default_weight)
+        text, labels = _reference(cut, tokens, targets, source.labels == "teacher")
+        weight = source.weights.get((cut.custom or {}).get("corpus", ""), source.default_weight)
         cause = _cause_to_leave_out(cut, labels, max_seconds)
+        if targets and cut.id not in targets:
+            cause = "no target"
         if cause:
             left_out[cause] = left_out.get(cause, 0) + 1
         elif weight > 0:
-            kept.append(Utterance(cut, store, text, labels, weight))
+            kept.append(Utterance(cut, store, text, labels, weight, targets))
     for cause, count in left_out.items():
         log.warning("%d cuts left out: %s", count, cause)
     return kept
+
+
+def open_targets(folder: str, tokens: TextEncoder) -> TargetStore | None:
+    """Return a teacher's targets, or None without a folder.
+
+    Raises:
+        ConfigError: they are of another vocabulary.
+        DataError: they are damaged or unfinished.
+    """
+    if not folder:
+        return None
+    targets = TargetStore(Path(folder))
+    targets.check_tokens(tokens)
+    return targets
+
+
+def _reference(
+    cut: Cut, tokens: TextEncoder, targets: TargetStore | None, teacher: bool
+) -> tuple[str, tuple[int, ...]]:
+    """Return text and labels of a cut: its own, or the teacher's where it has none or ``teacher`` says so."""
+    text = cut_text(cut)
+    if targets and cut.id in targets and (teacher or not text):
+        labels = targets.paths(cut.id)[0].reference
+        return tokens.decode(list(labels)), labels
+    return text, tuple(tokens.encode(text))
 
 
 def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float) -> str:
@@ -134,14 +171,18 @@ def plan_pass(utterances: list[Utterance], batch_seconds: float, seed: int, numb
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def pad_batch(features: list[FloatArray], tails: list[int], utterances: list[Utterance]) -> Batch:
+def pad_batch(
+    features: list[FloatArray], tails: list[int], utterances: list[Utterance], with_targets: bool = False
+) -> Batch:
     """Put utterances together.
 
     Args:
         features: [F, 80] of each.
         tails: 10 ms frames of silence behind each, beyond what fills its last encoder frame.
         utterances: their labels and texts.
+        with_targets: whether the batch has targets although none of its utterances may have one.
     """
+    with_targets = with_targets or any(u.targets is not None for u in utterances)
     lengths = [
         max(1, -(-(len(f) + tail - PAD_FRAMES) // SUBSAMPLING))
         for f, tail in zip(features, tails, strict=True)
@@ -157,11 +198,22 @@ def pad_batch(features: list[FloatArray], tails: list[int], utterances: list[Utt
         labels,
         torch.tensor([len(u.labels) for u in utterances]),
         [u.text for u in utterances],
+        collate_paths([_paths(u) for u in utterances]) if with_targets else None,
     )
 
 
+def _paths(utterance: Utterance) -> list[TeacherPath]:
+    if utterance.targets is None or utterance.cut.id not in utterance.targets:
+        return []
+    return utterance.targets.paths(utterance.cut.id)
+
+
 class PassDataset(Dataset[Batch]):
-    """The batches of one pass, by index; the run's seed and the pass's number decide everything."""
+    """The batches of one pass, by index; the run's seed and the pass's number decide everything.
+
+    Raises:
+        ConfigError: the augmentation changes speed although there are targets.
+    """
 
     def __init__(
         self,
@@ -173,6 +225,11 @@ class PassDataset(Dataset[Batch]):
     ):
         self._utterances, self._noise, self._augmentation = utterances, noise, augmentation
         self._tail_frames, self._seed = config.tail_frames, seed_and_number
+        self._with_targets = any(source.targets for source in config.train)
+        if self._with_targets and augmentation.speed:
+            raise ConfigError(
+                "a change of speed moves words away from where targets have them. Set speed to 0."
+            )
         self.plan = plan_pass(utterances, config.batch_seconds, *seed_and_number)
 
     def __len__(self) -> int:
@@ -186,7 +243,7 @@ class PassDataset(Dataset[Batch]):
             augment(u.store.read(u.cut), self._augmentation, self._draw_noise(rng), rng) for u in utterances
         ]
         tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(utterances))]
-        return pad_batch(features, tails, utterances)
+        return pad_batch(features, tails, utterances, self._with_targets)
 
     def _draw_noise(self, rng: np.random.Generator) -> FloatArray | None:
         if self._noise is None or not self._augmentation.noise_probability:
@@ -203,13 +260,7 @@ def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
     utterances = [
         utterance
         for source in config.train
-        for utterance in load_utterances(
-            FeatureStore(Path(source.store)),
-            tokens,
-            config.max_seconds,
-            source.weights,
-            source.default_weight,
-        )
+        for utterance in load_utterances(FeatureStore(Path(source.store)), tokens, config.max_seconds, source)
     ]
     if not utterances:
         raise DataError("no utterance to train on is left; see the log for what was left out and why.")
@@ -223,8 +274,10 @@ def load_dev(config: DataConfig, tokens: TextEncoder) -> dict[str, list[Utteranc
         DataError: nothing usable is in it.
     """
     corpora: dict[str, list[Utterance]] = {}
+    targets = open_targets(config.dev_targets, tokens)
     for utterance in load_utterances(FeatureStore(Path(config.dev)), tokens, max_seconds=1e9):
-        corpora.setdefault((utterance.cut.custom or {}).get("corpus", "dev"), []).append(utterance)
+        corpus = (utterance.cut.custom or {}).get("corpus", "dev")
+        corpora.setdefault(corpus, []).append(replace(utterance, targets=targets))
     if not corpora:
         raise DataError(f"{config.dev}: no utterance to measure on. Expected cuts with text.")
     return {

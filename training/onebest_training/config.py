@@ -10,6 +10,7 @@ from onebest.errors import ConfigError
 from onebest.frontend import NUM_BINS
 from onebest_training.strict import from_dict, require
 
+LABELS = ("text", "teacher")
 TRAINS = ("all", "heads", "new")
 BANDS = ("ctc", "path")
 #: All losses of a stage, and those that are zero at full context.
@@ -101,14 +102,21 @@ class SourceConfig:
         weights: how often a cut of a corpus is taken in one pass, by ``custom["corpus"]``; 1 where not named.
             A fraction takes that part of the cuts, another one in each pass.
         default_weight: the weight of a corpus that ``weights`` does not name.
+        targets: folder of a teacher's targets for the store's cuts, or empty. A cut without one is left out.
+        labels: "text" to learn the cuts' own text, or the teacher's where they have none; "teacher" to learn
+            what the teacher hears everywhere.
     """
 
     store: str
     weights: dict[str, float] = field(default_factory=dict)
     default_weight: float = 1.0
+    targets: str = ""
+    labels: str = "text"
 
     def __post_init__(self) -> None:
         require(min(self.default_weight, *self.weights.values(), 1.0) >= 0, "weights of 0 or more")
+        require(self.labels in LABELS, f"labels to be one of {', '.join(LABELS)}, not {self.labels!r}")
+        require(self.labels == "text" or self.targets != "", "targets where labels are the teacher's")
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,7 @@ class DataConfig:
         train: the stores of a pass.
         noise: store of background sounds to mix in, or empty.
         dev: store to measure the error rate on.
+        dev_targets: folder of targets for dev, against which emission delays are measured, or empty.
         dev_cuts: cuts of each corpus of dev that are measured.
         tokens: path of the sentencepiece model.
         batch_seconds: padded audio in a batch.
@@ -131,6 +140,7 @@ class DataConfig:
     dev: str
     tokens: str
     noise: str = ""
+    dev_targets: str = ""
     dev_cuts: int = 80
     batch_seconds: float = 120.0
     max_seconds: float = 20.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from onebest.cuts import Cut, load_cuts, sort_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
+from onebest.normalize import normalize_text
 
 log = logging.getLogger(__name__)
 UNREADABLE = "audio that cannot be read"
@@ -56,6 +57,11 @@ def load_usable(cuts: Iterable[Cut], left_out: Counter[str]) -> Iterator[tuple[C
             log.warning("cut %s left out: %s", todo[done].id, error)
             left_out[UNREADABLE] += 1
             todo = todo[done + 1 :]
+
+
+def cut_text(cut: Cut) -> str:
+    """Return the normalised text of all segments of a cut, empty if it has none."""
+    return normalize_text(" ".join(segment.text or "" for segment in cut.supervisions))
 
 
 def log_left_out(left_out: Mapping[str, int], total: int) -> None:

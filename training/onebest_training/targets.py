@@ -1,16 +1,26 @@
 """What a teacher says of utterances: for each the nodes of its best paths, with the classes it weighs there.
 
+A store of targets is a folder with ``description.json`` and shards; each appears when it is complete.
+
 Axis legend: T teacher frames (40 ms), U labels, N nodes of a path (T + U), K classes kept at a node.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
+from onebest_training.speech import writing
+from onebest_training.vocabulary import TextEncoder
 
 BLANK = 0
 IntArray = npt.NDArray[np.int32]
@@ -82,3 +92,249 @@ class TeacherPath:
     def reference(self) -> tuple[int, ...]:
         """The U labels of the path."""
         return tuple(map(int, self.tokens[self.tokens != BLANK]))
+
+
+#: Of the files of a store.
+FORMAT = 1
+DESCRIPTION = "description.json"
+_REMAKE = "Remove the file and call onebest targets again as before."
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a store is of; a run goes on, and a student learns, only where it fits.
+
+    Attributes:
+        teacher: hash of all that the teacher consists of.
+        tokens: hash of the sentencepiece model (``TextEncoder.digest``).
+        vocabulary_size: V.
+        settings: plain values on which the targets depend besides.
+        cuts: hash of the names of the cuts, in order.
+        shards: how many files there are when it is complete.
+    """
+
+    teacher: str
+    tokens: str
+    vocabulary_size: int
+    settings: dict[str, Any]
+    cuts: str
+    shards: int
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write the description into a new folder, or make sure that the one in it is the same.
+
+        Raises:
+            DataError: the folder was begun with another one, or cannot be written.
+        """
+        path = folder / DESCRIPTION
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                replace_file(path, json.dumps(dataclasses.asdict(self), indent=1).encode())
+        found = Description.read(folder)
+        if found != self:
+            names = [
+                f.name for f in dataclasses.fields(self) if getattr(found, f.name) != getattr(self, f.name)
+            ]
+            raise DataError(
+                f"{folder} was begun with other {', '.join(names)}. Give another folder, or remove it to "
+                "start anew."
+            )
+
+    @staticmethod
+    def read(folder: Path) -> Description:
+        """Read a store's description.
+
+        Raises:
+            DataError: there is none, or it is damaged.
+        """
+        path = folder / DESCRIPTION
+        try:
+            return Description(**json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}: no description of targets ({error}). Make them with: onebest targets"
+            ) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return where a store's shard lies."""
+    return folder / f"shard-{number:05}.targets"
+
+
+def write_shard(path: Path, paths: dict[str, list[TeacherPath]], left_out: dict[str, str]) -> None:
+    """Write a shard: a line of JSON that lists its paths with their sizes and checksums, then the paths.
+
+    A path is its tokens (u16 [N]), the rest's log-probabilities (f16 [N]), the classes (u16 [N, K]) and their
+    log-probabilities (f16 [N, K]), little-endian; t and u follow from the tokens.
+
+    Args:
+        path: of the shard; it appears there when it is complete.
+        paths: of each cut, the best first.
+        left_out: why a cut has none, by cut.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    rows, records = [], []
+    for cut, hypotheses in paths.items():
+        for hypothesis in hypotheses:
+            record = _pack(hypothesis)
+            nodes, kept = hypothesis.top_ids.shape
+            rows.append([cut, nodes, kept, hypothesis.score, zlib.crc32(record)])
+            records.append(record)
+    header = json.dumps({"format": FORMAT, "paths": rows, "left_out": left_out}).encode()
+    with writing(path):
+        replace_file(path, b"".join([header, b"\n", *records]))
+
+
+def _pack(path: TeacherPath) -> bytes:
+    if max(path.tokens.max(), path.top_ids.max()) > np.iinfo(np.uint16).max:
+        raise DataError("a vocabulary of more than 65536 tokens does not fit the format of targets.")
+    arrays = (
+        path.tokens.astype("<u2"),
+        path.rest_log_prob.astype("<f2"),
+        path.top_ids.astype("<u2"),
+        path.top_log_probs.astype("<f2"),
+    )
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def _unpack(record: bytes, nodes: int, kept: int, score: float) -> TeacherPath:
+    tokens = np.frombuffer(record, "<u2", nodes).astype(np.int32)
+    rest = np.frombuffer(record, "<f2", nodes, 2 * nodes)
+    ids = np.frombuffer(record, "<u2", nodes * kept, 4 * nodes).astype(np.int32)
+    top = np.frombuffer(record, "<f2", nodes * kept, (4 + 2 * kept) * nodes)
+    return make_path(
+        tokens,
+        ids.reshape(nodes, kept),
+        top.astype(np.float16).reshape(nodes, kept),
+        rest.astype(np.float16),
+        score,
+    )
+
+
+def make_path(
+    tokens: IntArray, top_ids: IntArray, top_log_probs: HalfArray, rest_log_prob: HalfArray, score: float
+) -> TeacherPath:
+    """Return the path that the tokens make, each blank a step in t, each label one in u."""
+    emits = tokens != BLANK
+    frames, labels = np.cumsum(~emits) - ~emits, np.cumsum(emits) - emits
+    return TeacherPath(
+        frames.astype(np.int32),
+        labels.astype(np.int32),
+        tokens,
+        top_ids,
+        top_log_probs,
+        rest_log_prob,
+        score,
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a path lies: its shard, the byte it begins at, its sizes, its score and its checksum."""
+
+    shard: Path
+    start: int
+    nodes: int
+    kept: int
+    score: float
+    checksum: int
+
+
+class TargetStore:
+    """Targets opened for reading: the index in memory, the paths read from disk one by one.
+
+    Args:
+        folder: written by ``onebest targets``.
+
+    Attributes:
+        description: what it is of.
+        left_out: why a cut has no target, by cut.
+
+    Raises:
+        DataError: the folder is no store or an unfinished one, or a shard is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.description = Description.read(folder)
+        self.left_out: dict[str, str] = {}
+        self._entries: dict[str, list[_Entry]] = {}
+        shards = [shard_path(folder, number) for number in range(self.description.shards)]
+        missing = sum(not shard.exists() for shard in shards)
+        if missing:
+            raise DataError(
+                f"{folder}: {missing} of {len(shards)} shards are missing. Call onebest targets again as "
+                "before; it makes what is missing."
+            )
+        for shard in shards:
+            self._open(shard)
+
+    def _open(self, shard: Path) -> None:
+        try:
+            with open(shard, "rb") as file:
+                header = json.loads(file.readline())
+                start = file.tell()
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']} instead of {FORMAT}")
+            for cut, nodes, kept, score, checksum in header["paths"]:
+                entry = _Entry(shard, start, nodes, kept, score, checksum)
+                self._entries.setdefault(cut, []).append(entry)
+                start += 4 * nodes * (1 + kept)
+            self.left_out.update(header["left_out"])
+            if (size := shard.stat().st_size) != start:
+                raise ValueError(f"{size} bytes instead of {start}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{shard}: damaged ({error}). {_REMAKE}") from error
+
+    def __contains__(self, cut: str) -> bool:
+        return cut in self._entries
+
+    def __len__(self) -> int:
+        """How many cuts have a target."""
+        return len(self._entries)
+
+    def paths(self, cut: str) -> list[TeacherPath]:
+        """Return the paths of a cut, the best first.
+
+        Raises:
+            DataError: it has none, or its shard is damaged.
+        """
+        if cut not in self._entries:
+            cause = self.left_out.get(cut, "it was not among the cuts that they were made of")
+            raise DataError(f"{self.folder}: no target for cut {cut}: {cause}.")
+        return [self._read(cut, entry) for entry in self._entries[cut]]
+
+    def _read(self, cut: str, entry: _Entry) -> TeacherPath:
+        with open(entry.shard, "rb") as file:
+            file.seek(entry.start)
+            record = file.read(4 * entry.nodes * (1 + entry.kept))
+        if zlib.crc32(record) != entry.checksum:
+            raise DataError(f"{entry.shard}: the target of cut {cut} is damaged. {_REMAKE}")
+        return _unpack(record, entry.nodes, entry.kept, entry.score)
+
+    def check_tokens(self, tokens: TextEncoder) -> None:
+        """Make sure that the targets speak of a student's tokens.
+
+        Raises:
+            ConfigError: the vocabulary is another one.
+        """
+        if self.description.tokens != tokens.digest:
+            raise ConfigError(
+                f"{self.folder}: made with another vocabulary ({self.description.vocabulary_size} tokens, "
+                f"{self.description.tokens[:12]}) than the student's ({len(tokens)}, {tokens.digest[:12]}). "
+                "Give the student the teacher's vocabulary, or make targets with a teacher of its own."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,8 @@ class TextEncoder:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise DataError(f"not a sentencepiece model: {error}") from error
+        #: SHA-256 of the model, by which targets tell whether they fit.
+        self.digest = hashlib.sha256(model).hexdigest()
         if self._processor.id_to_piece(0) != "<blk>" or self._processor.unk_id() != 2:
             raise DataError(
                 "a vocabulary must have <blk> at 0, <sos/eos> at 1 and <unk> at 2; "
