@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from onebest_training.checkpoint import Position
+from onebest_training.config import TrainConfig
 from onebest_training.trainer import Trainer
 
 Row = dict[str, Any]
@@ -31,3 +33,16 @@ def stop_after(step: int, trainer: Trainer | None = None) -> Callable[[Position,
             raise KilledError
 
     return progress
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {as_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def write_toml(config: TrainConfig, path: Path) -> Path:
+    path.write_text("".join(f"{name} = {as_toml(value)}\n" for name, value in asdict(config).items()))
+    return path

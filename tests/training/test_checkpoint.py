@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from onebest.cli import main
 from onebest.errors import ConfigError, ModelError
-from onebest_training.checkpoint import Checkpoint, Position, load, load_model, run_config, save, save_half
+from onebest_training.checkpoint import (
+    Checkpoint,
+    Position,
+    average_models,
+    load,
+    load_model,
+    run_config,
+    save,
+    save_half,
+)
 from onebest_training.config import ModelConfig
 from onebest_training.strict import to_dict
 from onebest_training.transducer import Transducer
@@ -40,6 +50,27 @@ def test_half_precision_keeps_the_average_alone(tmp_path: Path) -> None:
     found = load(path)
     assert (found.weights, found.optimizer) == ({}, {})
     assert torch.equal(found.average["b"], checkpoint.average["b"].half())
+
+
+def test_an_average_is_the_mean_of_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [make_checkpoint() for _ in range(3)]
+    paths = [tmp_path / f"{index}.pt" for index in range(3)]
+    for checkpoint, path in zip(made, paths, strict=True):
+        save(checkpoint, path)
+    assert main(["average", *map(str, paths), "--output", str(tmp_path / "mean.pt")]) == 0
+    assert "the mean of 3" in capsys.readouterr().out
+    found = load(tmp_path / "mean.pt")
+    for name in ("a", "b"):
+        torch.testing.assert_close(found.average[name], sum(each.average[name] for each in made) / 3)
+    assert (found.weights, found.optimizer, found.position, found.tokens) == ({}, {}, POSITION, b"tokens")
+
+
+@pytest.mark.parametrize("change", [{"tokens": b"others"}, {"average": {"a": torch.zeros(4)}}])
+def test_models_that_differ_are_not_averaged(tmp_path: Path, change: dict[str, Any]) -> None:
+    save(replace(make_checkpoint(), **change), tmp_path / "other.pt")
+    save(make_checkpoint(), tmp_path / "last.pt")
+    with pytest.raises(ModelError, match=r"other.pt: its model or vocabulary is not that of .*last.pt"):
+        average_models([tmp_path / "other.pt", tmp_path / "last.pt"])
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

@@ -1,6 +1,5 @@
 """A run that was stopped anywhere ends as if it had not been, or says why it cannot go on."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import KilledError, Row, read_log, stop_after
+from runs import KilledError, Row, read_log, stop_after, write_toml
 
 from onebest.cli import main
 from onebest.errors import ConfigError, ModelError
@@ -36,7 +35,7 @@ def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     for one, other in ((found.weights, expected.weights), (found.average, expected.average)):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
-    states = [checkpoint.optimizer["state"] for checkpoint in (found, expected)]
+    states = [checkpoint.optimizer.get("state", {}) for checkpoint in (found, expected)]
     assert states[0].keys() == states[1].keys()
     for index, state in states[0].items():
         assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
@@ -70,6 +69,22 @@ def test_a_checkpoint_of_any_step_serves(
     assert [row["step"] for row in read_log(tmp_path)] == [row["step"] for row in read_log(unbroken)]
 
 
+def test_accumulation_and_kept_models_resume_too(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, accumulation=2, keep_steps=5)
+    Trainer(config, tmp_path / "unbroken").run()
+    expected = {path.name: load(path) for path in (tmp_path / "unbroken").glob("*.pt")}
+    assert sorted(expected) == [*(f"checkpoint-{step:06}.pt" for step in (5, 10, 15)), "checkpoint.pt"]
+    for step in (4, 11):
+        with pytest.raises(KilledError):
+            Trainer(config, tmp_path / "run").run(stop_after(step))
+    resumed = Trainer(config, tmp_path / "run")
+    assert resumed.position.step == 9
+    resumed.run()
+    for name, checkpoint in expected.items():
+        assert_same(load(tmp_path / "run" / name), checkpoint)
+    assert without_times(read_log(tmp_path / "run")) == without_times(read_log(tmp_path / "unbroken"))
+
+
 def test_a_finished_run_stays_as_it_is(config: TrainConfig, unbroken: Path, tmp_path: Path) -> None:
     run = shutil.copytree(unbroken, tmp_path / "run")
     Trainer(config, run).run(lambda position, loss: pytest.fail("a step too many"))
@@ -82,19 +97,6 @@ def test_processes_that_prepare_batches_change_nothing(
 ) -> None:
     Trainer(replace(config, data=replace(config.data, workers=2)), tmp_path).run()
     assert_same(load(tmp_path / "checkpoint.pt"), load(unbroken / "checkpoint.pt"))
-
-
-def as_toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {as_toml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(as_toml, value)) + "]"
-    return json.dumps(value)
-
-
-def write_toml(config: TrainConfig, path: Path) -> Path:
-    path.write_text("".join(f"{name} = {as_toml(value)}\n" for name, value in asdict(config).items()))
-    return path
 
 
 def test_a_killed_process_goes_on(config: TrainConfig, unbroken: Path, tmp_path: Path) -> None:

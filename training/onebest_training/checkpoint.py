@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,17 @@ class Position:
     seconds: float = 0.0
     wall_seconds: float = 0.0
 
-    def after_batch(self, batches: int, seconds: float, wall_seconds: float) -> Position:
-        """Return the position one step on, in a pass of so many batches."""
-        at = replace(
+    def after_step(self, number: int, batch: int, seconds: float, wall_seconds: float) -> Position:
+        """Return the position one step on, which took so many seconds of audio and of time."""
+        return replace(
             self,
             step=self.step + 1,
             stage_step=self.stage_step + 1,
-            batch=self.batch + 1,
+            number=number,
+            batch=batch,
             seconds=self.seconds + seconds,
             wall_seconds=self.wall_seconds + wall_seconds,
         )
-        return at if at.batch < batches else replace(at, number=at.number + 1, batch=0)
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,34 @@ def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
     return model.eval(), TextEncoder(checkpoint.tokens), checkpoint
 
 
+def model_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without what only its run needs: enough to measure, export and start from."""
+    return replace(checkpoint, weights={}, optimizer={})
+
+
 def save_half(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint's averaged model alone, in half precision: enough to export it."""
     half = {name: value.half() for name, value in checkpoint.average.items()}
-    save(replace(checkpoint, weights={}, average=half, optimizer={}), path)
+    save(replace(model_alone(checkpoint), average=half), path)
+
+
+def average_models(paths: Sequence[Path]) -> Checkpoint:
+    """Return the mean of checkpoints' averaged models, with the configuration and position of the last one.
+
+    Raises:
+        ModelError: one cannot be read, or its model or vocabulary is not the last one's.
+    """
+    found = [load(path) for path in paths]
+    last = found[-1]
+    for path, checkpoint in zip(paths, found, strict=True):
+        shapes = [{n: value.shape for n, value in each.average.items()} for each in (checkpoint, last)]
+        if checkpoint.tokens != last.tokens or shapes[0] != shapes[1]:
+            raise ModelError(f"{path}: its model or vocabulary is not that of {paths[-1]}.")
+    average = {
+        name: torch.stack([checkpoint.average[name].double() for checkpoint in found]).mean(0).float()
+        for name in last.average
+    }
+    return replace(model_alone(last), average=average)
 
 
 def run_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -54,28 +55,52 @@ class RunLog:
         self._board.close()
 
 
+class Sum(NamedTuple):
+    """Values added up, each times its weight, and the weights."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, total: float, weight: float) -> Sum:
+        """Return the sum with another one."""
+        return Sum(self.total + total, self.weight + weight)
+
+
+Sums = dict[str, Sum]
+
+
 class Means:
     """Means of losses since they were last taken, and the seconds of audio a second."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
+        self._sums: Sums = {}
         self._audio, self._wall = 0.0, 0.0
 
-    def add(self, losses: dict[str, float], audio: float, wall: float) -> None:
-        """Take in a step's losses, its seconds of audio, and the seconds it took.
+    def add(self, losses: dict[str, float], weight: float = 1.0) -> None:
+        """Take in a batch's losses, with their weight among the step's.
 
         A loss that is not finite is left out, as its step is.
         """
         for name, value in losses.items():
             if math.isfinite(value):
-                self._values.setdefault(name, []).append(value)
+                self._sums[name] = self._sums.get(name, Sum()).add(value * weight, weight)
+
+    def add_time(self, audio: float, wall: float) -> None:
+        """Take in a step's seconds of audio, and the seconds it took."""
         self._audio, self._wall = self._audio + audio, self._wall + wall
 
-    def take(self) -> dict[str, float]:
-        """Return the means, each over the steps that had the loss, and start again."""
-        means = {name: round(sum(values) / len(values), 5) for name, values in self._values.items()}
+    def take(self, gather: Callable[[Sums], list[Sums]] = lambda sums: [sums]) -> dict[str, float]:
+        """Return the means, each over the batches that had the loss, and start again.
+
+        ``gather`` collects the sums of all processes.
+        """
+        merged: Sums = {}
+        for sums in gather(self._sums):
+            for name, part in sums.items():
+                merged[name] = merged.get(name, Sum()).add(*part)
+        means = {name: round(part.total / part.weight, 5) for name, part in merged.items()}
         means["audio_seconds_a_second"] = round(self._audio / max(self._wall, 1e-9), 1)
-        self._values, self._audio, self._wall = {}, 0.0, 0.0
+        self._sums, self._audio, self._wall = {}, 0.0, 0.0
         return means
 
 

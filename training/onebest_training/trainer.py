@@ -1,7 +1,7 @@
 """The training loop: batches in, checkpoints out; a killed run goes on to the result it would have had.
 
-Everything random follows from the seed and the step. What is measured and exported is an exponential average
-of the weights.
+Everything random follows from the seed and the number of a batch, so the same batches give the same result
+however many processes share them. What is measured and exported is an exponential average of the weights.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from onebest.errors import ConfigError, DataError, ModelError
+from onebest.errors import ConfigError, ModelError
 from onebest_training import checkpoint as checkpoints
 from onebest_training.batches import Batch, PassDataset, load_dev, load_training
 from onebest_training.checkpoint import Checkpoint, Position
 from onebest_training.config import StageConfig, TrainConfig
-from onebest_training.decode import count_errors, dev_batches
-from onebest_training.encoder import Block, Encoder
+from onebest_training.decode import ErrorCount, count_errors, dev_batches
 from onebest_training.features import FeatureStore
+from onebest_training.frozen_teacher import load_teachers
 from onebest_training.losses import compute_losses
+from onebest_training.outputs import labels_fit
+from onebest_training.parallel import Processes
 from onebest_training.runlog import Means, RunLog
+from onebest_training.start import read_tokens, start_encoder, start_model
 from onebest_training.strict import to_dict
 from onebest_training.transducer import Transducer
-from onebest_training.vocabulary import TextEncoder
 
 log = logging.getLogger(__name__)
 MEASURED_LEFT_FRAMES = 128
@@ -40,6 +43,8 @@ Progress = Callable[[Position, float], None]
 class Trainer:
     """One run in one folder: ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files.
 
+    Under torchrun each process has a trainer, all of the same folder; the first of them logs and saves.
+
     Args:
         config: the run's.
         folder: the run's; an unfinished run in it goes on.
@@ -47,20 +52,27 @@ class Trainer:
         change_config: go on although the run began with another configuration.
 
     Raises:
-        ConfigError: the configuration is not the run's, or does not fit the vocabulary or the first weights.
+        ConfigError: the configuration is not the run's, does not fit the vocabulary or the first weights, or
+            its ``accumulation`` is no multiple of the processes.
         DataError: a store or the vocabulary is missing or of no use.
         ModelError: the checkpoint or the first weights cannot be read or do not fit.
     """
 
     def __init__(self, config: TrainConfig, folder: Path, device: str = "cpu", change_config: bool = False):
-        self.config, self.folder, self.device = config, folder, _find_device(device)
-        self.path = folder / "checkpoint.pt"
-        self.tokens_model, self.tokens = _read_tokens(config)
+        self.config, self.folder, self.processes = config, folder, Processes(device)
+        self.device, self.path = self.processes.device, folder / "checkpoint.pt"
+        if config.accumulation % self.processes.size:
+            raise ConfigError(
+                f"accumulation is {config.accumulation}, which {self.processes.size} processes cannot share "
+                "evenly. Make it a multiple."
+            )
+        self.tokens_model, self.tokens = read_tokens(config)
         torch.manual_seed(config.seed)
         self.model = Transducer(config.model)
-        self.pretrained = _start_encoder(self.model.encoder, config.initial_encoder)
-        _start_model(self.model, config.initial_model, self.tokens_model)
+        self.pretrained = start_encoder(self.model.encoder, config.initial_encoder)
+        start_model(self.model, config.initial_model, self.tokens_model)
         self.model.to(self.device)
+        self.teachers = load_teachers(config, self.tokens_model, self.device)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self._groups(), weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
@@ -108,32 +120,40 @@ class Trainer:
     def run(self, progress: Progress = lambda position, loss: None) -> None:
         """Train to the end of the last stage; ``progress`` is told the position and loss after every step."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        run_log = RunLog(self.folder, self.position.step)
+        run_log = RunLog(self.folder, self.position.step) if self.processes.is_first else None
         try:
             for index in range(self.position.stage, len(self.config.stages)):
                 if index != self.position.stage:
                     self.position = replace(self.position, stage=index, stage_step=0)
                 self._run_stage(self.config.stages[index], run_log, progress)
         finally:
-            run_log.close()
+            if run_log:
+                run_log.close()
         self.save()
 
-    def _run_stage(self, stage: StageConfig, run_log: RunLog, progress: Progress) -> None:
+    def _run_stage(self, stage: StageConfig, run_log: RunLog | None, progress: Progress) -> None:
+        def write(values: dict[str, Any]) -> None:
+            if run_log:
+                run_log.write(self.position, values)
+
         self._choose_parameters(stage)
         recent, saved, since = Means(), time.monotonic(), time.monotonic()
-        for batch, batches in self._batches(stage):
-            losses = self._step(stage, batch)
-            seconds, spent = batch.seconds, time.monotonic() - since
-            self.position = self.position.after_batch(batches, seconds, spent)
-            recent.add(losses, seconds, spent)
-            progress(self.position, losses["loss"])
+        for batches, place in self._steps(stage):
+            (seconds,) = self.processes.sum([sum(batch.seconds for batch in batches)])
+            loss = self._step(stage, batches, recent)
+            spent = time.monotonic() - since
+            self.position = self.position.after_step(*place, seconds, spent)
+            recent.add_time(seconds, spent)
+            progress(self.position, loss)
             ends = self.position.stage_step == stage.steps
             logs = ends or self.position.step % self.config.log_steps == 0
             if logs:
                 rate = self.optimizer.param_groups[0]["lr"]
-                run_log.write(self.position, {"stage": stage.name, "learning_rate": rate, **recent.take()})
+                write({"stage": stage.name, "learning_rate": rate, **recent.take(self.processes.gather)})
             if ends or self.position.step % self.config.evaluate_steps == 0:
-                run_log.write(self.position, self.evaluate())
+                write(self.evaluate())
+            if self.config.keep_steps and self.position.step % self.config.keep_steps == 0:
+                self._keep()
             # Only with a row of the log, so that a resumed run's means are over the same steps.
             if ends or (logs and time.monotonic() - saved > 60 * self.config.checkpoint_minutes):
                 self.save()
@@ -147,40 +167,66 @@ class Trainer:
             )
             parameter.requires_grad_(not frozen)
 
-    def _batches(self, stage: StageConfig) -> Iterator[tuple[Batch, int]]:
-        """Give the stage's remaining batches, each with the number of batches in its pass."""
-        data, seed = self.config.data, self.config.seed
-        while (left := stage.steps - self.position.stage_step) > 0:
-            number = self.position.number
-            dataset = PassDataset(self.utterances, self.noise, data, stage.augment, (seed, number))
-            order = range(self.position.batch, len(dataset))[:left]
-            if not order:  # the configuration changed, and passes have become shorter
-                self.position = replace(self.position, number=number + 1, batch=0)
-                continue
-            loader = DataLoader(dataset, batch_size=None, sampler=order, num_workers=data.workers)
-            for batch in loader:
-                yield batch, len(dataset)
+    def _steps(self, stage: StageConfig) -> Iterator[tuple[list[Batch], tuple[int, int]]]:
+        """Give for each remaining step this process's batches, and the place in the data after the step."""
+        batches = self._batches(stage)
+        for _ in range(stage.steps - self.position.stage_step):
+            taken = list(islice(batches, self.config.accumulation))
+            yield [batch for batch, _ in taken if batch is not None], taken[-1][1]
 
-    def _step(self, stage: StageConfig, batch: Batch) -> dict[str, float]:
-        step = self.position.step
-        torch.manual_seed(int(np.random.default_rng((self.config.seed, step, 2)).integers(2**31)))
-        rng = np.random.default_rng((self.config.seed, step, 1))
+    def _batches(self, stage: StageConfig) -> Iterator[tuple[Batch | None, tuple[int, int]]]:
+        """Give batches from the run's place on, pass after pass, each with the number and batch after it.
+
+        Of all processes' batches, which take turns, those of others are None.
+        """
+        data, size, turn = self.config.data, self.processes.size, 0
+        number, first = self.position.number, self.position.batch
+        left = (stage.steps - self.position.stage_step) * self.config.accumulation
+        while left > turn:
+            dataset = PassDataset(
+                self.utterances, self.noise, data, stage.augment, (self.config.seed, number)
+            )
+            order = range(first, len(dataset))[: left - turn]
+            is_own = [(turn + index) % size == self.processes.rank for index in range(len(order))]
+            sampler = list(compress(order, is_own))
+            loader = iter(DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=data.workers))
+            for index, own in zip(order, is_own, strict=True):
+                place = (number, index + 1) if index + 1 < len(dataset) else (number + 1, 0)
+                yield next(loader) if own else None, place
+            number, first, turn = number + 1, 0, turn + len(order)
+
+    def _step(self, stage: StageConfig, batches: list[Batch], recent: Means) -> float:
+        """Take a step on all processes' batches, of which these are ours; return the mean loss on ours."""
+        step, size, sizes = self.position.step, self.config.accumulation, [_weight(b) for b in batches]
+        (total,) = self.processes.sum([sum(sizes)])
+        draws = range(step * size + self.processes.rank, (step + 1) * size, self.processes.size)
         self._set_learning_rates(stage)
         self.model.train()
-        batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            losses = compute_losses(self.model, batch, stage, rng)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses["loss"])
-        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.gradient_clip
-        )
-        if bool(torch.isfinite(losses["gradient_norm"])):
+        loss = 0.0
+        for draw, batch, weight in zip(draws, batches, sizes, strict=True):
+            losses = self._losses(stage, batch, draw)
+            torch.autograd.backward(losses["loss"] * (weight / total))
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            recent.add(values, weight / total)
+            loss += values["loss"] * weight / sum(sizes)
+        self.processes.sum_gradients(self.model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        recent.add({"gradient_norm": float(norm)}, 1.0 / self.processes.size)
+        if bool(torch.isfinite(norm)):
             self.optimizer.step()
             self._update_average(step)
         else:
             log.warning("step %d: the gradient is not finite; the step is left out", step)
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return loss
+
+    def _losses(self, stage: StageConfig, batch: Batch, draw: int) -> dict[str, Tensor]:
+        """Compute the losses of batch ``draw`` of the run, a number that decides all that is drawn."""
+        torch.manual_seed(int(np.random.default_rng((self.config.seed, draw, 2)).integers(2**31)))
+        rng = np.random.default_rng((self.config.seed, draw, 1))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            teacher = self.teachers.get(stage.loss.teacher)
+            return compute_losses(self.model, batch.to(self.device), stage, rng, teacher)
 
     def _set_learning_rates(self, stage: StageConfig) -> None:
         at, left = self.position.stage_step, stage.steps - self.position.stage_step
@@ -204,14 +250,25 @@ class Trainer:
         rates: dict[str, float] = {}
         for chunk in self.config.evaluate_chunk_frames:
             for corpus, batches in self.dev.items():
-                counted = count_errors(model, batches, self.tokens, chunk, MEASURED_LEFT_FRAMES)
+                own = batches[self.processes.rank :: self.processes.size]
+                counted = count_errors(model, own, self.tokens, chunk, MEASURED_LEFT_FRAMES)
+                counted = ErrorCount(*map(int, self.processes.sum(counted)))
                 rates[f"wer/{corpus}/{chunk}"] = round(100.0 * counted.transducer_errors / counted.words, 2)
                 rates[f"ctc_wer/{corpus}/{chunk}"] = round(100.0 * counted.ctc_errors / counted.words, 2)
         return rates
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        content = Checkpoint(
+        """Write the checkpoint, if this is the first process."""
+        if self.processes.is_first:
+            checkpoints.save(self._checkpoint(), self.path)
+
+    def _keep(self) -> None:
+        if self.processes.is_first:
+            path = self.path.with_stem(f"checkpoint-{self.position.step:06}")
+            checkpoints.save(checkpoints.model_alone(self._checkpoint()), path)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             to_dict(self.config),
             self.tokens_model,
             self.model.state_dict(),
@@ -219,64 +276,8 @@ class Trainer:
             self.optimizer.state_dict(),
             self.position,
         )
-        checkpoints.save(content, self.path)
 
 
-def _find_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r}: expected cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: torch finds no CUDA device here. Train with --device cpu.")
-    return device
-
-
-def _read_tokens(config: TrainConfig) -> tuple[bytes, TextEncoder]:
-    path, size = Path(config.data.tokens), config.model.vocabulary_size
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: no vocabulary there. Make one with: onebest vocabulary") from error
-    tokens = TextEncoder(model)
-    if len(tokens) != size:
-        raise ConfigError(f"{path} has {len(tokens)} pieces, but model.vocabulary_size is {size}.")
-    return model, tokens
-
-
-def _start_encoder(encoder: Encoder, path: str) -> frozenset[str]:
-    """Load pre-trained weights, let what they lack add nothing; return the names of what came trained."""
-    if not path:
-        return frozenset()
-    try:
-        weights: dict[str, Tensor] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise ModelError(f"{path}: cannot be read. Make it with: onebest convert-encoder") from error
-    for block in encoder.blocks:
-        if isinstance(block, Block):
-            block.start_as_identity()
-    try:
-        unexpected = encoder.load_state_dict(weights, strict=False).unexpected_keys
-    except RuntimeError as error:
-        raise ConfigError(f"{path} does not fit the configured encoder: {error}") from error
-    if unexpected:
-        raise ConfigError(
-            f"{path} has {unexpected[0]}, which the configured encoder lacks. Give the first blocks the "
-            "sizes of the pre-trained encoder."
-        )
-    return frozenset(f"encoder.{name}" for name in weights)
-
-
-def _start_model(model: Transducer, path: str, tokens_model: bytes) -> None:
-    """Load the average of a trained checkpoint, whole or in half precision, of the same vocabulary."""
-    if not path:
-        return
-    trained, _, checkpoint = checkpoints.load_model(Path(path))
-    if checkpoint.tokens != tokens_model:
-        raise ConfigError(
-            f"{path} was trained with another vocabulary. Train on with its own as data.tokens."
-        )
-    try:
-        model.load_state_dict(trained.state_dict())
-    except RuntimeError as error:
-        raise ConfigError(f"{path} does not fit the configured model: {error}") from error
+def _weight(batch: Batch) -> int:
+    """What a batch's losses, which are means a label, weigh in its step: the labels they are over."""
+    return max(1, int((batch.label_lengths * labels_fit(batch)).sum()))

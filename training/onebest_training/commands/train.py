@@ -1,19 +1,29 @@
-"""``onebest train``: a TOML file -> a run's folder with its checkpoint and log; called again, it goes on."""
+"""``onebest train``: a TOML file -> a run's folder with its checkpoint and log; called again, it goes on.
+
+Several processes share a run under ``torchrun --nproc-per-node N --no-python onebest train ...``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onebest.cli import Command
+
+if TYPE_CHECKING:
+    from onebest_training.checkpoint import Position
+    from onebest_training.trainer import Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("config", type=Path, help="the run's TOML file")
     parser.add_argument("run", type=Path, help="folder of the run; an unfinished run in it is resumed")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda or cuda:N; under torchrun cuda takes one GPU a process"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
     parser.add_argument(
         "--change-config", action="store_true", help="go on although the configuration has changed"
@@ -23,18 +33,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the configuration, build the trainer, train under a progress bar."""
     import torch
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from onebest_training.checkpoint import Position
     from onebest_training.config import load_config
+    from onebest_training.parallel import leave
     from onebest_training.trainer import Trainer
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     config = load_config(arguments.config)
-    trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)
-    total = sum(stage.steps for stage in config.stages)
+    try:
+        trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)
+        if trainer.processes.is_first:
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            _run_under_a_bar(trainer)
+        else:
+            trainer.run()
+    finally:
+        leave()
+    return 0
+
+
+def _run_under_a_bar(trainer: Trainer) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stages = trainer.config.stages
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,14 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
+        total = sum(stage.steps for stage in stages)
         task = progress.add_task("training", total=total, completed=trainer.position.step)
 
         def show(position: Position, loss: float) -> None:
-            name = config.stages[position.stage].name
+            name = stages[position.stage].name
             progress.update(task, completed=position.step, description=f"{name} loss {loss:.3f}")
 
         trainer.run(show)
-    return 0
 
 
 command = Command("train a model, or go on training it", add_arguments, run)

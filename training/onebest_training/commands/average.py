@@ -1,0 +1,26 @@
+"""``onebest average``: several checkpoints of one model -> one with the mean of their weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onebest.cli import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="of one run with keep_steps, or of several")
+    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Average and write."""
+    from onebest_training.checkpoint import average_models, save
+
+    save(average_models(arguments.checkpoints), arguments.output)
+    print(f"{arguments.output}: the mean of {len(arguments.checkpoints)}")
+    return 0
+
+
+command = Command("average the weights of checkpoints", add_arguments, run)
