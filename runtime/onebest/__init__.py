@@ -10,7 +10,7 @@ Audio comes in as samples, text goes out as it is spoken. The stages, one file e
 - ``search``: encoder frames -> tokens (greedy transducer search, many streams at once)
 - ``results``: tokens -> words and segments with their times (with ``endpoint``, which ends segments)
 - ``recognizer``: ``Recognizer`` (shared, immutable) and ``Stream`` (one utterance)
-- ``listener``: ``listen``, a microphone -> events (with ``microphone``, which records, and ``events``)
+- ``listener``: ``listen``, a microphone -> events (with ``microphone``, ``transcriber``, ``events``)
 
 Beside them: ``cli`` and ``commands`` (the ``onebest`` command), ``live_view``, ``sinks`` and ``subtitles``
 (where text goes), ``cuts`` (lhotse manifests), ``normalize`` (text as it is compared), ``errors``. What is

@@ -12,15 +12,15 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onebest.errors import StreamError
-from onebest.events import Event, FinalText, Notice, PartialText
+from onebest.events import Event, Notice
 from onebest.microphone import Block, Microphone
 from onebest.recognizer import Recognizer
+from onebest.transcriber import LocalTranscriber, Transcriber
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -36,45 +36,6 @@ SILENT_SECONDS = 3.0
 LONGEST_SEGMENT_SECONDS = 60.0
 #: The level of digital silence in dB; a sine of full scale has -3.
 LOWEST_LEVEL = -100.0
-
-
-class Transcriber(Protocol):
-    """What recognises one uninterrupted recording; the times of its events are seconds of that recording."""
-
-    def accept(self, samples: FloatArray) -> Iterable[Event]:
-        """Take the next samples [S] and return what there is to say now."""
-        ...
-
-    def finish(self) -> Iterable[Event]:
-        """Say that there are no more samples and return what is left to say."""
-        ...
-
-
-class LocalTranscriber:
-    """A stream of a recognizer on this machine."""
-
-    def __init__(self, recognizer: Recognizer, sample_rate: int):
-        self._stream = recognizer.stream(sample_rate, endpoints=True)
-        self._partial = ""
-
-    def accept(self, samples: FloatArray) -> Iterator[Event]:
-        """Take the next samples [S] and return what there is to say now."""
-        self._stream.accept(samples)
-        yield from self._take_finals()
-        partial = self._stream.result.partial
-        if partial.text != self._partial:
-            self._partial = partial.text
-            yield PartialText(partial.text, partial.start, partial.end, partial.words)
-
-    def finish(self) -> Iterator[Event]:
-        """Say that there are no more samples and return what is left to say."""
-        self._stream.finish()
-        yield from self._take_finals()
-
-    def _take_finals(self) -> Iterator[Event]:
-        for segment in self._stream.take_segments():
-            self._partial = ""
-            yield FinalText(segment.text, segment.start, segment.end, segment.words)
 
 
 class Timeline:
@@ -122,7 +83,7 @@ class Listener:
         self._transcriber: Transcriber | None = None
         self.level = LOWEST_LEVEL
         self._began: float | None = None
-        self._stopped = self._is_behind = self._heard_sound = False
+        self._stopped = self._is_behind = self._heard_sound = self._is_used = False
         microphone.open()
         try:
             self._begin(0.0)
@@ -148,6 +109,8 @@ class Listener:
         """Stop, and close the device at once."""
         self._stopped = True
         self._microphone.close()
+        if not self._is_used:
+            self._leave()
 
     def __enter__(self) -> Listener:
         return self
@@ -161,12 +124,14 @@ class Listener:
         Raises:
             StreamError: there was a loop over this listener already.
         """
-        if self._began is not None:
+        if self._is_used:
             raise StreamError("This listener was used already. Get a new one from listen().")
+        self._is_used = True
         try:
             yield from self._listen()
         finally:
             self.close()
+            self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Give the events; recognition runs in a thread.
@@ -247,9 +212,14 @@ class Listener:
                 yield replace(event, start=when(event.start), end=when(event.end), words=tuple(words))
 
     def _finish(self) -> Iterator[Event]:
+        if self._transcriber is not None:
+            yield from self._place(self._transcriber.finish())
+            self._leave()
+
+    def _leave(self) -> None:
         transcriber, self._transcriber = self._transcriber, None
         if transcriber is not None:
-            yield from self._place(transcriber.finish())
+            transcriber.close()
 
     def _recover(self) -> Iterator[Event]:
         """Wait until the device that was lost is back."""
@@ -270,6 +240,7 @@ def listen(
     *,
     device: int | str | None = None,
     latency_ms: int | None = None,
+    server: str | None = None,
 ) -> Listener:
     """Return the events of a microphone that is open when this returns: partial texts, final ones, notices.
 
@@ -277,13 +248,21 @@ def listen(
 
     Args:
         recognizer: the model; None is the one that onebest ships.
-        device: a number or a part of the name from ``microphone.list_devices``; None is the default.
+        device: a number or a part of the name from ``onebest.devices.list_devices``; None is the default.
         latency_ms: audio that a step takes in, a multiple of 40 ms, where no recognizer is given.
+        server: the address of a server that recognises instead, ``ws://host:port``; a connection that breaks
+            is made again. The variable ``ONEBEST_TOKEN`` holds the token it asks for, if it does.
 
     Raises:
         DeviceError: PortAudio is missing, or the device cannot be used.
         ModelError: the model cannot run with this latency.
+        ServerError: the server cannot be reached.
     """
+    if server is not None:
+        from onebest.remote import ServerTranscriber, check_server
+
+        check_server(server)
+        return Listener(lambda rate: ServerTranscriber(server, rate, (), latency_ms), Microphone(device))
     used = recognizer or Recognizer(chunk_ms=latency_ms)
     return Listener(lambda sample_rate: LocalTranscriber(used, sample_rate), Microphone(device))
 

@@ -9,18 +9,24 @@ Axis legend: S samples, C channels.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from onebest.devices import (
+    INVALID_CHANNELS,
+    INVALID_RATE,
+    error_code,
+    explain_error,
+    find_device,
+    find_devices,
+    load_portaudio,
+    restart,
+)
 from onebest.errors import DeviceError
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,29 +40,6 @@ STALL_SECONDS = 5.0
 #: Rates to try where a device refuses the one it names as its own.
 COMMON_RATES = (48000, 44100, 16000)
 BLOCKS_A_SECOND = 50
-
-_DEVICE_BUSY, _INVALID_RATE, _INVALID_CHANNELS = -9985, -9997, -9998
-_SOUND_NODES = Path("/dev/snd")
-
-
-class Device(NamedTuple):
-    """A device that records.
-
-    Attributes:
-        number: which one it is, as ``Microphone`` takes it.
-        name: its name.
-        host_api: the system's interface to it: ALSA, Core Audio, Windows WASAPI, ...
-        channels: how many it records.
-        sample_rate: its own rate in Hz.
-        is_default: whether it is the one that records where none is named.
-    """
-
-    number: int
-    name: str
-    host_api: str
-    channels: int
-    sample_rate: int
-    is_default: bool
 
 
 class Block(NamedTuple):
@@ -175,8 +158,8 @@ class Microphone:
                     self._start(channels, rate)
                     return
                 except self._portaudio.PortAudioError as error:
-                    if _code(error) not in (_INVALID_RATE, _INVALID_CHANNELS):
-                        raise _explain(error, self.device) from error
+                    if error_code(error) not in (INVALID_RATE, INVALID_CHANNELS):
+                        raise explain_error(error, self.device) from error
         raise DeviceError(
             f"{self.device.name} does not record at {' or '.join(map(str, self._rates()))} Hz. Its own rate "
             f"is {self.device.sample_rate} Hz: record at that, or take another device."
@@ -191,7 +174,7 @@ class Microphone:
         for look_anew in (False, True):
             self.close()
             if look_anew:
-                _restart(self._portaudio)
+                restart(self._portaudio)
             try:
                 self._find()
                 self.open()
@@ -212,7 +195,7 @@ class Microphone:
 
     def _find(self) -> None:
         wanted = self._wanted_device
-        self.device = find_device(list(_devices(self._portaudio)), wanted)
+        self.device = find_device(list(find_devices(self._portaudio)), wanted)
         if not isinstance(wanted, str) and wanted is not None:
             self._wanted_device = self.device.name  # a number may be another device's once this one is lost
         self._set_rate(self._rates()[0])
@@ -250,118 +233,3 @@ class Microphone:
             stream.close()
             raise
         self._stream = stream
-
-
-def load_portaudio() -> Any:
-    """Return the module sounddevice.
-
-    Raises:
-        DeviceError: it is not installed, or it does not find PortAudio.
-    """
-    try:
-        return import_module("sounddevice")
-    except ModuleNotFoundError as error:
-        raise DeviceError(
-            "Recording needs sounddevice, which is not installed: pip install 'onebest[mic]'"
-        ) from error
-    except OSError as error:
-        raise DeviceError(
-            "Recording needs PortAudio, which is not installed: apt install libportaudio2 (Debian, Ubuntu), "
-            "dnf install portaudio (Fedora), pacman -S portaudio (Arch), brew install portaudio (macOS)."
-        ) from error
-
-
-def list_devices() -> list[Device]:
-    """Return the devices that record.
-
-    Raises:
-        DeviceError: PortAudio is missing.
-    """
-    return list(_devices(load_portaudio()))
-
-
-def find_device(devices: list[Device], wanted: int | str | None) -> Device:
-    """Return the device with this number, or the one whose name it is or is a part of; None is the default.
-
-    Raises:
-        DeviceError: there is none.
-    """
-    if not devices:
-        raise DeviceError(f"Found no microphone. {_why_none()}")
-    for matches in (_is_wanted, _is_named, _has_in_name):
-        found = [device for device in devices if matches(device, wanted)]
-        if found:
-            return next((device for device in found if device.is_default), found[0])
-    if wanted is None:
-        return devices[0]
-    known = "; ".join(f"{device.number}: {device.name}" for device in devices)
-    raise DeviceError(f"Found no microphone {wanted!r}. Name one of these by number or name: {known}")
-
-
-def _is_wanted(device: Device, wanted: int | str | None) -> bool:
-    return device.is_default if wanted is None else str(device.number) == str(wanted)
-
-
-def _is_named(device: Device, wanted: int | str | None) -> bool:
-    return device.name == wanted
-
-
-def _has_in_name(device: Device, wanted: int | str | None) -> bool:
-    return isinstance(wanted, str) and wanted.casefold() in device.name.casefold()
-
-
-def _devices(portaudio: Any) -> Iterator[Device]:
-    default = portaudio.default.device[0]
-    host_apis: tuple[Mapping[str, Any], ...] = portaudio.query_hostapis()
-    for index, found in enumerate(portaudio.query_devices()):
-        if found["max_input_channels"] > 0:
-            yield Device(
-                index,
-                found["name"],
-                host_apis[found["hostapi"]]["name"],
-                found["max_input_channels"],
-                round(found["default_samplerate"]),
-                index == default,
-            )
-
-
-def _restart(portaudio: Any) -> None:
-    """Make PortAudio look for devices anew; it has no other way."""
-    portaudio._terminate()
-    portaudio._initialize()
-
-
-def _code(error: Exception) -> int:
-    """Return PortAudio's number of an error."""
-    return error.args[1] if len(error.args) > 1 else 0
-
-
-def _explain(error: Exception, device: Device) -> DeviceError:
-    if _code(error) == _DEVICE_BUSY:
-        return DeviceError(
-            f"{device.name} is busy: another program records from it. Close that one, or take another device."
-        )
-    if forbidden := _forbidden_nodes():
-        return DeviceError(f"{device.name}: {_permission_advice(forbidden)}")
-    if any(word in str(error).casefold() for word in ("denied", "permission", "not permitted")):
-        return DeviceError(
-            f"{device.name}: permission denied ({error}). Allow this program to use the microphone in the "
-            "system's privacy settings."
-        )
-    return DeviceError(f"{device.name} cannot be opened: {error}. Is it plugged in? Take another device.")
-
-
-def _why_none() -> str:
-    if forbidden := _forbidden_nodes():
-        return _permission_advice(forbidden)
-    return "Plug one in, switch it on in the sound settings, and see 'onebest mic --list-devices'."
-
-
-def _permission_advice(node: Path) -> str:
-    return f"permission denied for {node}. Join the group that may record: sudo usermod -aG audio $USER"
-
-
-def _forbidden_nodes() -> Path | None:
-    """Return a device node for recording that this user may not read, where the system is Linux with ALSA."""
-    nodes = sorted(_SOUND_NODES.glob("pcmC*c"))
-    return next((node for node in nodes if not os.access(node, os.R_OK | os.W_OK)), None)

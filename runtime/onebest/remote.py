@@ -2,46 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-from onebest.client import Client
+from onebest.client import Client, ServerError
 from onebest.events import Event
+
+#: How long a server may be away before a recording ends for want of it.
+GIVE_UP_SECONDS = 600.0
+#: How long its first answer may take.
+FIRST_ANSWER_SECONDS = 5.0
+#: Where the token stands that a server may ask for; ``onebest serve`` reads it there too.
+TOKEN_VARIABLE = "ONEBEST_TOKEN"
 
 
 class ServerTranscriber:
-    """Recognises with ``onebest serve``; see ``onebest.listener.Transcriber``.
+    """Recognises with ``onebest serve``; see ``onebest.transcriber.Transcriber``.
 
     Args:
-        client: a client that nobody else uses. It is entered here, and left when the recording is over.
+        url: ``ws://`` or ``wss://``, host and port.
+        sample_rate: the rate of the samples in Hz.
+        hotwords: words and phrases to expect.
+        latency_ms: audio that one step of the server takes in; None is the server's choice.
     """
 
-    def __init__(self, client: Client):
+    def __init__(self, url: str, sample_rate: int, hotwords: Sequence[str], latency_ms: int | None):
+        client = Client(
+            url,
+            sample_rate,
+            hotwords=hotwords,
+            latency_ms=latency_ms,
+            token=os.environ.get(TOKEN_VARIABLE),
+            give_up_seconds=GIVE_UP_SECONDS,
+        )
         self._client = client.__enter__()
 
     def accept(self, samples: npt.NDArray[np.float32]) -> list[Event]:
         """Send the next samples [S] and return what has come back meanwhile.
 
         Raises:
-            ServerError: the server cannot be reached, or refuses.
+            ServerError: the server cannot be reached any more, or refuses.
         """
         self._client.send(samples)
         return self._client.poll()
 
     def finish(self) -> Iterator[Event]:
-        """Say that there are no more, and wait for what is left.
+        """Say that there are no more samples, and wait for what is left to say.
 
         Raises:
-            ServerError: the server cannot be reached, or refuses.
+            ServerError: the server cannot be reached any more, or refuses.
         """
-        try:
-            self._client.finish()
-            yield from self._client
-        finally:
-            self.close()
+        self._client.finish()
+        yield from self._client
 
     def close(self) -> None:
-        """Leave the server without waiting for what is left."""
+        """Leave the server."""
         self._client.__exit__(None, None, None)
+
+
+def check_server(url: str) -> None:
+    """Try whether somebody listens at a server's address.
+
+    Raises:
+        ServerError: nobody does, or it is no address of a websocket.
+    """
+    parts = urlsplit(url)
+    ports = {"ws": 80, "wss": 443}
+    if parts.scheme not in ports or not parts.hostname:
+        raise ServerError(f"Expected an address like ws://127.0.0.1:6006, got {url!r}.")
+    try:
+        address = (parts.hostname, parts.port or ports[parts.scheme])
+        socket.create_connection(address, FIRST_ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ServerError(f"{url} cannot be reached: {error}. Does onebest serve run there?") from error

@@ -15,9 +15,10 @@ import pytest
 from tiny_model import make_audio
 
 from onebest import FinalText, Notice, PartialText, Recognizer, StreamError, listen, listener
-from onebest.listener import Listener, LocalTranscriber, Timeline
+from onebest.listener import Listener, Timeline
 from onebest.microphone import Block, Microphone
 from onebest.results import Word
+from onebest.transcriber import LocalTranscriber
 
 RATE = 16000
 SAMPLE = Path(__file__).parents[2] / "samples" / "librispeech-2412-153954-0000.flac"
@@ -73,6 +74,9 @@ class Script:
 
     def finish(self):
         return self._last
+
+    def close(self):
+        self.is_closed = True
 
 
 def sound(seconds=1.0, **options):
@@ -185,16 +189,21 @@ def test_what_was_recorded_before_stopping_is_recognised():
     assert [len(samples) / RATE for samples in script.samples] == [1.0, 0.5, 0.25]
 
 
-def test_leaving_the_loop_closes_the_device():
-    recorder = Recorder(sound(), sound())
-    for event in Listener(lambda rate: Script(), recorder):
+def test_leaving_the_loop_closes_all():
+    recorder, script = Recorder(sound(), sound()), Script()
+    for event in Listener(lambda rate: script, recorder):
         assert event.kind == "listening"
         break
     assert not recorder.is_open
-    recorder = Recorder()
-    with Listener(lambda rate: Script(), recorder):
+    assert script.is_closed
+
+
+def test_a_context_closes_all():
+    recorder, script = Recorder(), Script()
+    with Listener(lambda rate: script, recorder):
         assert recorder.is_open
     assert not recorder.is_open
+    assert script.is_closed
 
 
 def test_an_error_closes_the_device():

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebest import microphone
+from onebest import devices, microphone
+from onebest.devices import DEVICE_BUSY, INVALID_CHANNELS, INVALID_RATE, Device, find_device, list_devices
 from onebest.errors import DeviceError
-from onebest.microphone import AudioQueue, Device, Microphone, find_device, list_devices
+from onebest.microphone import AudioQueue, Microphone
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "librispeech-1988-147956-0020.flac"
-BUSY, INVALID_RATE, INVALID_CHANNELS, HOST_ERROR = -9985, -9997, -9998, -9999
+HOST_ERROR = -9999
 
 
 class PortAudioError(Exception):
@@ -88,8 +89,8 @@ class FakeStream:
 @pytest.fixture
 def portaudio(monkeypatch):
     fake = FakePortAudio()
-    monkeypatch.setattr(microphone, "load_portaudio", lambda: fake)
-    monkeypatch.setattr(microphone, "_SOUND_NODES", Path("no-such-folder"))
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    monkeypatch.setattr(devices, "_SOUND_NODES", Path("no-such-folder"))
     return fake
 
 
@@ -230,7 +231,7 @@ def test_an_unknown_device_is_answered_with_the_known_ones(wanted):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (PortAudioError("Device unavailable", BUSY), "USB Microphone is busy: another program"),
+        (PortAudioError("Device unavailable", DEVICE_BUSY), "USB Microphone is busy: another program"),
         (PortAudioError("Host error", HOST_ERROR, (0, 5, "Access denied")), "permission denied.*privacy"),
         (PortAudioError("Illegal combination of I/O devices", -9993), "cannot be opened: .*Illegal"),
         (PortAudioError("without a number"), "cannot be opened: without a number"),
@@ -251,7 +252,7 @@ def test_a_rate_that_was_asked_for_is_not_replaced(portaudio):
 
 def test_an_error_at_the_start_leaves_nothing_open(portaudio, monkeypatch):
     def fail(stream):
-        raise PortAudioError("Device unavailable", BUSY)
+        raise PortAudioError("Device unavailable", DEVICE_BUSY)
 
     monkeypatch.setattr(FakeStream, "start", fail)
     with pytest.raises(DeviceError, match="busy"):
@@ -268,8 +269,8 @@ def test_no_device(portaudio):
 
 def test_permission_denied_for_the_sound_card(portaudio, monkeypatch, tmp_path):
     (tmp_path / "pcmC0D0c").touch()
-    monkeypatch.setattr(microphone, "_SOUND_NODES", tmp_path)
-    monkeypatch.setattr(microphone.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(devices, "_SOUND_NODES", tmp_path)
+    monkeypatch.setattr(devices.os, "access", lambda path, mode: False)
     portaudio.refuse = lambda channels, rate: PortAudioError("Illegal combination of I/O devices", -9993)
     with pytest.raises(DeviceError, match=r"permission denied for .*pcmC0D0c.*usermod -aG audio"):
         opened()

@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Protocol
 
 from onebest.cli import Command
+from onebest.devices import list_devices
 from onebest.errors import DataError
 from onebest.events import Event, Notice
 from onebest.listener import Listener, listen
 from onebest.live_view import open_view
-from onebest.microphone import list_devices
 from onebest.recognizer import Recognizer
 from onebest.sinks import FORMATS, CommandPipe, TranscriptFile
 
@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="audio a step takes in; more is more accurate and later (default: the model's)",
     )
     parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="let onebest serve recognise, at ws://host:port; a token is read from $ONEBEST_TOKEN",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
@@ -61,13 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
             sinks: list[_Sink] = []
             if arguments.output:
                 sinks.append(stack.enter_context(closing(TranscriptFile(arguments.output))))
-            recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency)
-            listener = stack.enter_context(listen(recognizer, device=arguments.device))
+            listener = stack.enter_context(_listen(arguments))
             if arguments.command:
                 sinks.append(stack.enter_context(closing(CommandPipe(arguments.command, sys.stderr))))
             sinks.append(stack.enter_context(closing(open_view(listener))))
             stack.enter_context(_stopped_by_signals(listener))
             return _pass_on(listener, sinks)
+
+
+def _listen(arguments: argparse.Namespace) -> Listener:
+    if arguments.server:
+        return listen(server=arguments.server, device=arguments.device, latency_ms=arguments.latency)
+    recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency)
+    return listen(recognizer, device=arguments.device)
 
 
 def _pass_on(listener: Listener, sinks: list[_Sink]) -> int:
