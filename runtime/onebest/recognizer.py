@@ -20,9 +20,11 @@ from onebest.bundle import SUBSAMPLING, Bundle, EncoderState, load_bundle
 from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
 from onebest.errors import ModelError, StreamError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
+from onebest.hotwords import ROOT, Hotwords, Phrases
 from onebest.results import Result, Segment, Transcript
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
+from onebest.vocabulary import BLANK
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -78,19 +80,27 @@ class Recognizer:
         self.start_state = StepState(self.bundle.start_state(), first_search)
 
     def stream(
-        self, sample_rate: int = SAMPLE_RATE, *, endpoints: bool | Sequence[EndpointRule] = False
+        self,
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        endpoints: bool | Sequence[EndpointRule] = False,
+        hotwords: Phrases = (),
     ) -> Stream:
         """Return a stream for one utterance, or for an endless one with endpoints.
 
         Args:
             sample_rate: the rate of its samples.
             endpoints: the rules that end a segment; True is ``DEFAULT_RULES``, False is one segment for all.
+            hotwords: see ``Stream.set_hotwords``.
 
         Raises:
             AudioError: no recogniser could use such a rate.
+            ConfigError: a hotword that this model cannot write.
         """
         rules = DEFAULT_RULES if endpoints is True else endpoints or ()
-        return Stream(self, sample_rate, rules)
+        stream = Stream(self, sample_rate, rules)
+        stream.set_hotwords(hotwords)
+        return stream
 
     def transcribe(self, audio: str | Path | npt.NDArray[Any], sample_rate: int = SAMPLE_RATE) -> Result:
         """Return the final result for a file, or for samples [S] of the given rate.
@@ -133,6 +143,7 @@ class Recognizer:
             [state.search for state in states],
             self.bundle.vocabulary.speaks,
             self.blank_penalty,
+            [stream.hotwords for stream in batch],
         )
         after = map(StepState, encoder_states, search_states)
         for stream, state, found in zip(batch, after, emissions, strict=True):
@@ -149,6 +160,7 @@ class Stream:
     def __init__(self, recognizer: Recognizer, sample_rate: int, rules: Sequence[EndpointRule]):
         self.recognizer = recognizer
         self.state = recognizer.start_state
+        self.hotwords: Hotwords | None = None
         self._resampler = Resampler(sample_rate)
         self._front_end = FrontEnd()
         self._waiting: list[FloatArray] = []
@@ -221,6 +233,27 @@ class Stream:
             self._compute(np.zeros(self._silence_samples(), np.float32))
         self._ended = True
         self._finish_if_done()
+
+    def set_hotwords(self, phrases: Phrases) -> None:
+        """Expect these words and phrases from the next chunk on, in place of those before; none is allowed.
+
+        Args:
+            phrases: as the model's text writes them, in any case. A mapping gives each its weight: what the
+                logit of its last token is raised by. Without it is 3.0; more finds more, also where nobody
+                said it.
+
+        Raises:
+            ConfigError: a phrase cannot be spelled with the model's tokens; those before stay.
+        """
+        if not phrases:
+            self.hotwords = None
+            return
+        hotwords, node = Hotwords(self.recognizer.bundle.vocabulary, phrases), ROOT
+        for token in self.state.search.context:
+            if token > BLANK:
+                node = hotwords.move(node, token)
+        self.hotwords = hotwords
+        self.state = self.state._replace(search=self.state.search._replace(node=node))
 
     def take_segments(self) -> tuple[Segment, ...]:
         """Return the segments finished since the last call; the stream keeps them no longer.

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from onebest.hotwords import ROOT, Hotwords
 from onebest.vocabulary import BLANK
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,10 +39,17 @@ class Network(Protocol):
 
 
 class SearchState(NamedTuple):
-    """The last tokens of a stream, and what the decoder says of them [J]."""
+    """What the search remembers of one stream.
+
+    Attributes:
+        context: the last tokens.
+        prediction: what the decoder says of them [J].
+        node: where the stream is in its hotwords.
+    """
 
     context: Context
     prediction: FloatArray
+    node: int = ROOT
 
 
 class Emission(NamedTuple):
@@ -61,8 +69,8 @@ def start_state(network: Network, context_size: int) -> SearchState:
 class _Walk:
     """How far the search is in one stream's frames [T, J]."""
 
-    def __init__(self, frames: FloatArray, state: SearchState):
-        self.frames, self.state = frames, state
+    def __init__(self, frames: FloatArray, state: SearchState, hotwords: Hotwords | None):
+        self.frames, self.state, self.hotwords = frames, state, hotwords
         self.position = 0
         self.emissions: list[Emission] = []
 
@@ -75,7 +83,8 @@ class _Walk:
         confidence = float(1 / np.exp(logits - logits[token]).sum())
         self.emissions.append(Emission(token, self.position + skipped, confidence))
         self.position += skipped + 1
-        self.state = self.state._replace(context=(*self.state.context[1:], token))
+        node = self.hotwords.move(self.state.node, token) if self.hotwords else ROOT
+        self.state = SearchState((*self.state.context[1:], token), self.state.prediction, node)
 
 
 def search(
@@ -84,6 +93,7 @@ def search(
     states: Sequence[SearchState],
     speaks: npt.NDArray[np.bool_],
     blank_penalty: float = 0.0,
+    hotwords: Sequence[Hotwords | None] | None = None,
 ) -> tuple[list[list[Emission]], list[SearchState]]:
     """Return the best token of every frame where that one speaks, and the state after the last frame.
 
@@ -93,11 +103,12 @@ def search(
         states: the state of each stream before the first of them.
         speaks: whether each token id [V] is one to emit; the blank is not.
         blank_penalty: what the blank's logit is lowered by.
+        hotwords: the phrases that each stream expects; None is none for all.
 
     A prediction changes only where a token comes out. So the frames that follow are joined with it in one
     call for all streams, and each stream goes on behind its first frame that speaks.
     """
-    walks = [_Walk(*pair) for pair in zip(frames, states, strict=True)]
+    walks = [_Walk(*parts) for parts in zip(frames, states, hotwords or [None] * len(states), strict=True)]
     while active := [walk for walk in walks if walk.position < len(walk.frames)]:
         heard = _walk(network, active, speaks, blank_penalty)
         if heard:
@@ -113,13 +124,9 @@ def _walk(
     """Move each walk behind its next frame that speaks, or past those joined; return the former."""
     ahead = [walk.ahead(network.frames_a_join) for walk in walks]
     counts = [len(frames) for frames in ahead]
-    predictions = np.repeat([walk.state.prediction for walk in walks], counts, axis=0)
+    predictions = np.array([walk.state.prediction for walk in walks]).repeat(counts, axis=0)
     logits = network.join(np.concatenate(ahead), predictions)
-    scores = logits
-    if blank_penalty:
-        scores = logits.copy()
-        scores[:, BLANK] -= blank_penalty
-    best = scores.argmax(axis=1)
+    best = _adjust(logits, walks, counts, blank_penalty).argmax(axis=1)
     spoken = speaks[best]
     heard, start = [], 0
     for walk, count in zip(walks, counts, strict=True):
@@ -131,3 +138,18 @@ def _walk(
             walk.position += count
         start += count
     return heard
+
+
+def _adjust(
+    logits: FloatArray, walks: Sequence[_Walk], counts: Sequence[int], blank_penalty: float
+) -> FloatArray:
+    """Return the logits [R, V], some rows for each walk, with the penalty and the hotwords' bonuses."""
+    if not blank_penalty and not any(walk.hotwords for walk in walks):
+        return logits
+    scores, start = logits.copy(), 0
+    scores[:, BLANK] -= blank_penalty
+    for walk, count in zip(walks, counts, strict=True):
+        if walk.hotwords:
+            scores[start : start + count] += walk.hotwords.bonus(walk.state.node)
+        start += count
+    return scores
