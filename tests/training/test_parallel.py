@@ -56,6 +56,7 @@ def alone(shared_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) 
     trainer = Trainer(shared_config, folder)
     trainer.run()
     assert trainer.position.number > 2
+    assert any("emission_delay_p50_ms/plain/16" in row for row in read_log(folder))
     return folder
 
 

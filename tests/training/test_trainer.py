@@ -16,6 +16,7 @@ from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training import trainer as trainer_module
 from onebest_training.checkpoint import Position, load, load_model, save_half
 from onebest_training.config import AugmentConfig, LossConfig, TrainConfig
+from onebest_training.decode import ErrorCount, Measured
 from onebest_training.trainer import Trainer
 
 
@@ -31,6 +32,22 @@ def test_the_log_says_how_it_goes(config: TrainConfig, unbroken: Path) -> None:
     assert [row["step"] for row in measured] == [4, 5, 8, 12, 16]
     assert all(row["wer/plain/16"] >= 0 and row["ctc_wer/plain/16"] >= 0 for row in measured)
     assert rows[-1]["hours"] > 0
+
+
+def test_errors_and_delays_are_measured_over_all_batches(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = {0: Measured(ErrorCount(3, 5, 20), [0, 1, 2, 9]), 16: Measured(ErrorCount(20, 20, 20), [])}
+    monkeypatch.setattr(trainer_module, "measure", lambda model, batches, tokens, chunks, left: counted)
+    rates = Trainer(config, tmp_path).evaluate()
+    expected = {
+        "wer/plain/0": 15.0,
+        "ctc_wer/plain/0": 25.0,
+        "wer/plain/16": 100.0,
+        "ctc_wer/plain/16": 100.0,
+    }
+    delays = {"mean": 120.0, "p50": 60.0, "p90": 276.0}
+    assert rates == expected | {f"emission_delay_{name}_ms/plain/0": ms for name, ms in delays.items()}
 
 
 def test_tensorboard_gets_the_same(unbroken: Path) -> None:

@@ -103,13 +103,6 @@ def measure(
     return measured
 
 
-def count_errors(
-    model: Transducer, batches: list[Batch], tokens: TextEncoder, chunk: int, left: int
-) -> ErrorCount:
-    """Decode batches with one chunk size and count word errors."""
-    return measure(model, batches, tokens, [chunk], left)[chunk].errors
-
-
 def _count_errors(
     texts: list[str], by_transducer: list[list[int]], by_ctc: list[list[int]], tokens: TextEncoder
 ) -> ErrorCount:

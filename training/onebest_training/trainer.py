@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import compress, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from onebest_training import checkpoint as checkpoints
 from onebest_training.batches import Batch, PassDataset, load_dev, load_training
 from onebest_training.checkpoint import Checkpoint, Position
 from onebest_training.config import StageConfig, TrainConfig
-from onebest_training.decode import ErrorCount, count_errors, dev_batches
+from onebest_training.decode import dev_batches, measure
+from onebest_training.delay import summarize
 from onebest_training.features import FeatureStore
 from onebest_training.frozen_teacher import load_teachers
 from onebest_training.losses import compute_losses
@@ -244,17 +245,24 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], share)
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the averaged model on dev; return word error rates in percent by corpus and chunk size."""
+        """Measure the averaged model on dev, each corpus with each chunk size.
+
+        Returns:
+            Word error rates in percent, and emission delays in milliseconds if a token was recognised at all.
+        """
         model = Transducer(self.config.model).to(self.device)
         model.load_state_dict(self.average)
-        rates: dict[str, float] = {}
-        for chunk in self.config.evaluate_chunk_frames:
-            for corpus, batches in self.dev.items():
-                own = batches[self.processes.rank :: self.processes.size]
-                counted = count_errors(model, own, self.tokens, chunk, MEASURED_LEFT_FRAMES)
-                counted = ErrorCount(*map(int, self.processes.sum(counted)))
-                rates[f"wer/{corpus}/{chunk}"] = round(100.0 * counted.transducer_errors / counted.words, 2)
-                rates[f"ctc_wer/{corpus}/{chunk}"] = round(100.0 * counted.ctc_errors / counted.words, 2)
+        chunks, rates = self.config.evaluate_chunk_frames, {}
+        for corpus, batches in self.dev.items():
+            own = batches[self.processes.rank :: self.processes.size]
+            measured = measure(model, own, self.tokens, chunks, MEASURED_LEFT_FRAMES)
+            for chunk, (errors, delays) in measured.items():
+                by_transducer, by_ctc, words = self.processes.sum(errors)
+                rates[f"wer/{corpus}/{chunk}"] = round(100.0 * by_transducer / words, 2)
+                rates[f"ctc_wer/{corpus}/{chunk}"] = round(100.0 * by_ctc / words, 2)
+                summary = summarize(list(chain(*self.processes.gather(delays))))
+                for name, value in (summary._asdict() if summary else {}).items():
+                    rates[f"emission_delay_{name}/{corpus}/{chunk}"] = round(value, 1)
         return rates
 
     def save(self) -> None:
