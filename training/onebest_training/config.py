@@ -10,6 +10,7 @@ from onebest.errors import ConfigError
 from onebest.frontend import NUM_BINS
 from onebest_training.strict import from_dict, require
 
+PREDICTORS = ("stateless", "lstm")
 LABELS = ("text", "teacher")
 TRAINS = ("all", "heads", "new")
 BANDS = ("ctc", "path")
@@ -67,12 +68,14 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transducer: encoder, stateless predictor, joiner, and the CTC head that helps training.
+    """A transducer: encoder, predictor, joiner, and the CTC head that helps training.
 
     Attributes:
+        predictor: "stateless", which sees the last labels, or "lstm", which remembers all of them; only the
+            first can be exported.
         vocabulary_size: number of tokens with the blank, V.
-        context_size: labels that the predictor sees.
-        predictor_width: channels of the predictor's embedding.
+        context_size: labels that a stateless predictor sees.
+        predictor_width: channels of the predictor's embedding, and of an LSTM.
         joiner_width: channels J in which encoder and predictor are added.
         embedding_width: channels of the teacher's encoder, which a head for training alone predicts; 0 leaves
             it out.
@@ -83,10 +86,12 @@ class ModelConfig:
     context_size: int = 2
     predictor_width: int = 256
     joiner_width: int = 384
+    predictor: str = "stateless"
     embedding_width: int = 0
 
     def __post_init__(self) -> None:
         require(self.vocabulary_size > 3, "a vocabulary_size above 3: blank, end and unknown come first")
+        require(self.predictor in PREDICTORS, f"predictor to be one of {', '.join(PREDICTORS)}")
         require(self.context_size > 0, "a context_size above 0")
         require(self.predictor_width > 0 and self.predictor_width % 4 == 0, "a predictor_width of 4, 8, ...")
         require(self.joiner_width > 0, "a joiner_width above 0")
@@ -256,6 +261,12 @@ class LossConfig:
         by_teacher = self.collapsed or self.lattice or self.embedding
         require(bool(self.teacher) or not by_teacher, "a teacher for collapsed, lattice or embedding")
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether a loss or setting is about stored targets."""
+        by_weight = self.path > 0 or self.sequence > 0
+        return by_weight or self.hypotheses > 1 or self.band_around == "path"
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -351,6 +362,12 @@ class TrainConfig:
         require(0 <= self.average_decay < 1, "average_decay from 0 to 1")
         require(self.gradient_clip > 0, "gradient_clip above 0")
         require(min(self.evaluate_chunk_frames, default=-1) >= 0, "evaluate_chunk_frames with sizes")
+        distilled = [stage.name for stage in self.stages if stage.loss.needs_targets]
+        found = any(source.targets for source in self.data.train)
+        require(
+            found or not distilled,
+            f"targets at a source in data.train for {', '.join(distilled)}. Make them with: onebest targets",
+        )
 
 
 def load_config(path: Path) -> TrainConfig:

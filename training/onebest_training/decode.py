@@ -49,17 +49,16 @@ def ctc_greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 def transducer_greedy(model: Transducer, encoded: Tensor, lengths: Tensor) -> list[list[TimedToken]]:
     """Return the tokens that greedy search finds in encoder output [B, T, D], at most one a frame."""
     projected = model.projection(encoded)
-    context = encoded.new_full((len(encoded), model.config.context_size), -1, dtype=torch.int64)
-    context[:, -1] = BLANK
-    predicted = model.predictor(context)
+    state = model.predictor.initial_state(len(encoded))
+    predicted = model.predictor.read(state)
     tokens: list[list[TimedToken]] = [[] for _ in range(len(encoded))]
     for frame in range(encoded.shape[1]):
         best = model.joiner(projected[:, frame], predicted).argmax(1)
         emits = (best != BLANK) & (frame < lengths)
         if not emits.any():
             continue
-        context = torch.where(emits[:, None], torch.cat((context[:, 1:], best[:, None]), 1), context)
-        predicted = model.predictor(context)
+        state[emits] = model.predictor.advance(state[emits], best[emits])
+        predicted = model.predictor.read(state)
         for row in emits.nonzero()[:, 0].tolist():
             tokens[row].append(TimedToken(int(best[row]), frame))
     return tokens

@@ -1,4 +1,4 @@
-"""The transducer: encoder, stateless predictor, joiner, and a CTC head that is used in training only.
+"""The transducer: encoder, predictor, joiner, and a CTC head that is used in training only.
 
 Axis legend: B batch, T encoder frames, U labels, D encoder width, J joiner width, V vocabulary.
 """
@@ -49,6 +49,55 @@ class Predictor(nn.Module):
         start[:, -1] = BLANK
         return torch.cat((start, labels), 1).unfold(1, self.context_size, 1)
 
+    def initial_state(self, count: int) -> Tensor:
+        """Return the state of ``count`` hypotheses without labels; its first axis is theirs."""
+        return self.contexts(self.embedding.weight.new_zeros(count, 0, dtype=torch.int64))[:, 0]
+
+    def advance(self, state: Tensor, labels: Tensor) -> Tensor:
+        """Return the state of hypotheses [B, ...] after one more label each, [B]."""
+        return torch.cat((state[:, 1:], labels[:, None]), 1)
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return what the predictor says in a state [B, ...], [B, J]."""
+        predicted: Tensor = self(state)
+        return predicted
+
+
+class LstmPredictor(nn.Module):
+    """Predictor that remembers all labels: an LSTM over their embeddings, a projection to J."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width = config.predictor_width
+        self.embedding = nn.Embedding(config.vocabulary_size, width)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.projection = nn.Linear(width, config.joiner_width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Turn label sequences with the blank in front, [B, U+1], into [B, U+1, J]."""
+        projected: Tensor = self.projection(self.lstm(self.embedding(context))[0])
+        return projected
+
+    def contexts(self, labels: Tensor) -> Tensor:
+        """Return labels [B, U] with the blank in front, from which all U+1 positions follow."""
+        return functional.pad(labels, (1, 0), value=BLANK)
+
+    def initial_state(self, count: int) -> Tensor:
+        """Return the state of ``count`` hypotheses without labels; its first axis is theirs."""
+        zeros = self.projection.weight.new_zeros(count, 2, self.lstm.hidden_size)
+        return self.advance(zeros, zeros.new_full((count,), BLANK, dtype=torch.int64))
+
+    def advance(self, state: Tensor, labels: Tensor) -> Tensor:
+        """Return the state of hypotheses [B, 2, H] after one more label each, [B]."""
+        hidden, cell = (part[None].contiguous() for part in state.unbind(1))
+        _, after = self.lstm(self.embedding(labels)[:, None], (hidden, cell))
+        return torch.stack(after, 2)[0]
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return what the predictor says in a state [B, 2, H], [B, J]."""
+        projected: Tensor = self.projection(state[:, 0])
+        return projected
+
 
 class Joiner(nn.Module):
     """Linear(tanh(e + d)); encoder and predictor outputs come projected to J."""
@@ -73,6 +122,9 @@ class CtcHead(nn.Sequential):
         )
 
 
+PREDICTORS: dict[str, type[Predictor | LstmPredictor]] = {"stateless": Predictor, "lstm": LstmPredictor}
+
+
 class Transducer(nn.Module):
     """A streaming transducer; ``projection`` takes the encoder's output [B, T, D] to [B, T, J].
 
@@ -85,7 +137,7 @@ class Transducer(nn.Module):
         self.config = config
         self.encoder = Encoder(config.encoder)
         self.projection = nn.Linear(config.encoder.width, config.joiner_width)
-        self.predictor = Predictor(config)
+        self.predictor = PREDICTORS[config.predictor](config)
         self.joiner = Joiner(config)
         self.ctc = CtcHead(config)
         self.embedding = (

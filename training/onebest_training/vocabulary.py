@@ -73,3 +73,16 @@ class TextEncoder:
     def pieces(self) -> list[str]:
         """Return the symbols in the order of their ids."""
         return [self._processor.id_to_piece(index) for index in range(len(self))]
+
+
+def read_tokens(path: Path) -> TextEncoder:
+    """Read a vocabulary.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: no vocabulary there. Make one with: onebest vocabulary") from error
+    return TextEncoder(model)

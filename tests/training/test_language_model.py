@@ -1,0 +1,104 @@
+"""The language model: what it says, that it learns, and which vocabulary it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tone_corpus import ToneCorpus
+
+from onebest.cli import main
+from onebest.errors import ConfigError, DataError, ModelError
+from onebest_training.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    Schedule,
+    load_language_model,
+    perplexity,
+    save_language_model,
+    train_language_model,
+)
+from onebest_training.vocabulary import TextEncoder, train_vocabulary
+
+CONFIG = LanguageModelConfig(9, 32, 1, 0.0)
+#: Counting up from anywhere.
+SENTENCES = [list(range(start, 9)) for start in (3, 4, 5, 6)] * 30
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(CONFIG).eval()
+
+
+@torch.no_grad()
+def test_labels_share_the_probability_and_the_blank_has_none(model: LanguageModel) -> None:
+    log_probs = model(torch.tensor([[1, 4, 5], [1, 8, 2]]))
+    assert log_probs.shape == (2, 3, 9)
+    assert (log_probs[..., 0] == 0).all()
+    torch.testing.assert_close(log_probs[..., 1:].exp().sum(2), torch.ones(2, 3))
+
+
+@torch.no_grad()
+def test_step_by_step_equals_the_whole(model: LanguageModel) -> None:
+    labels = torch.tensor([[4, 5, 8], [8, 2, 2]])
+    whole = model(torch.cat((torch.ones(2, 1, dtype=torch.int64), labels), 1))
+    state = model.initial_state(2)
+    for count in range(4):
+        torch.testing.assert_close(model.read(state), whole[:, count])
+        state = model.advance(state, labels[:, min(count, 2)])
+    expected = sum(float(whole[0, at, label]) for at, label in enumerate((4, 5, 8)))
+    assert model.score((4, 5, 8)) == pytest.approx(expected, abs=1e-5)
+    assert model.score(()) == 0.0
+
+
+def test_it_learns_to_count() -> None:
+    steps: list[tuple[int, int, float]] = []
+    schedule = Schedule(passes=6, batch_tokens=100, learning_rate=3e-2, held_out=7)
+    model, reached = train_language_model(
+        CONFIG, [*SENTENCES, []], schedule, lambda *told: steps.append(told)
+    )
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    assert steps[0][2] > 1.5 > steps[-1][2]
+    assert reached == pytest.approx(perplexity(model, [s for i, s in enumerate(SENTENCES) if i % 7 == 0]))
+    assert reached < 1.6  # open is only where to begin: 4 ** (1 / 5.5) = 1.29
+    state = model.advance(model.initial_state(1), torch.tensor([4]))
+    assert int(model.read(state)[0, 1:].argmax()) + 1 == 5
+
+
+def test_the_seed_decides_everything() -> None:
+    schedule = Schedule(passes=1, batch_tokens=120)
+    one, other = (train_language_model(CONFIG, SENTENCES, schedule)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(DataError, match="at least two sentences with text, got 1"):
+        train_language_model(CONFIG, [[3], []], Schedule())
+
+
+def test_a_command_trains_one_for_a_vocabulary(
+    corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, path = tmp_path / "text.txt", tmp_path / "lm.pt"
+    text.write_text("A bed!\n\nDab, cede a bad cab.\n" * 20)
+    arguments = ["train-lm", str(text), str(corpus.manifest), "--tokens", str(corpus.tokens)]
+    assert main([*arguments, "--output", str(path), "--width", "16", "--passes", "2"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    tokens = TextEncoder(corpus.tokens.read_bytes())
+    model = load_language_model(path, tokens)
+    assert (model.config.vocabulary_size, model.config.width, len(model.digest)) == (16, 16, 64)
+    train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
+    with pytest.raises(ConfigError, match="made for another vocabulary"):
+        load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))
+
+
+def test_a_damaged_model_is_named(corpus: ToneCorpus, model: LanguageModel, tmp_path: Path) -> None:
+    tokens, path = TextEncoder(corpus.tokens.read_bytes()), tmp_path / "lm.pt"
+    with pytest.raises(ModelError, match=r"lm.pt: no language model"):
+        load_language_model(path, tokens)
+    save_language_model(model, tokens, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"lm.pt: no language model"):
+        load_language_model(path, tokens)

@@ -1,0 +1,68 @@
+"""``onebest train-lm``: the text of manifests and text files -> a language model of a vocabulary's tokens."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onebest.cli import Command
+from onebest.errors import DataError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        help="lhotse manifests (.jsonl, .jsonl.gz), LibriSpeech folders, or texts (.txt, .txt.gz)",
+    )
+    parser.add_argument("--tokens", type=Path, required=True, help="the sentencepiece model")
+    parser.add_argument("--output", type=Path, required=True, help="the language model to write")
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=4, help="over the text")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Gather the text, train under a progress bar, write the model."""
+    import torch
+    from rich.progress import Progress
+
+    from onebest_training.commands.vocabulary import texts_of
+    from onebest_training.language_model import (
+        LanguageModelConfig,
+        Schedule,
+        save_language_model,
+        train_language_model,
+    )
+    from onebest_training.vocabulary import read_tokens
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    tokens = read_tokens(arguments.tokens)
+    sentences = [tokens.encode(text) for source in arguments.sources for text in texts_of(source)]
+    if not arguments.output.parent.is_dir():
+        raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
+    config = LanguageModelConfig(len(tokens), arguments.width, arguments.layers)
+    schedule = Schedule(arguments.passes, learning_rate=arguments.learning_rate, seed=arguments.seed)
+    with Progress() as progress:
+        task = progress.add_task("training", total=None)
+        model, perplexity = train_language_model(
+            config,
+            sentences,
+            schedule,
+            lambda step, steps, loss: progress.update(
+                task, completed=step, total=steps, description=f"loss {loss:.3f}"
+            ),
+        )
+    save_language_model(model, tokens, arguments.output)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{arguments.output}: {count:,} weights, perplexity {perplexity:.1f} a token on held-out sentences")
+    return 0
+
+
+command = Command("train a language model for making targets", add_arguments, run)
