@@ -100,7 +100,7 @@ def load_utterances(
         text, labels = _reference(cut, tokens, targets, source.labels == "teacher")
         weight = source.weights.get((cut.custom or {}).get("corpus", ""), source.default_weight)
         cause = _cause_to_leave_out(cut, labels, max_seconds)
-        if targets and cut.id not in targets:
+        if targets is not None and cut.id not in targets:
             cause = "no target"
         if cause:
             left_out[cause] = left_out.get(cause, 0) + 1
@@ -130,7 +130,7 @@ def _reference(
 ) -> tuple[str, tuple[int, ...]]:
     """Return text and labels of a cut: its own, or the teacher's where it has none or ``teacher`` says so."""
     text = cut_text(cut)
-    if targets and cut.id in targets and (teacher or not text):
+    if targets is not None and cut.id in targets and (teacher or not text):
         labels = targets.paths(cut.id)[0].reference
         return tokens.decode(list(labels)), labels
     return text, tuple(tokens.encode(text))
