@@ -66,12 +66,21 @@ class Front:
         """Answer a request, or admit it as the session of that name; ``trusted`` needs no token."""
         headers = {name.lower(): value for name, value in request.headers.raw_items()}
         url = urlsplit(request.path)
-        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        parameters = tuple(parse_qsl(url.query, keep_blank_values=True))
+        query = dict(parameters)
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
         if headers.get("upgrade", "").lower() != "websocket":
             return self._answer_plain(url.path, headers, query)
-        answer = self._admit(url.path, headers, query, session, trusted)
+        handshake = replace(
+            self.handshake,
+            path=url.path,
+            query=query,
+            parameters=parameters,
+            headers=headers,
+            session=session,
+        )
+        answer = self._admit(handshake, trusted)
         if isinstance(answer, Protocol):
             return Admitted(request_id, answer)
         status, cause, text = answer
@@ -79,9 +88,8 @@ class Front:
         _LOG.info("refused", extra={"request_id": request_id, "path": url.path, "cause": cause})
         return respond(status, text)
 
-    def _admit(
-        self, path: str, headers: Mapping[str, str], query: Mapping[str, str], session: str, trusted: bool
-    ) -> Protocol | tuple[HTTPStatus, str, str]:
+    def _admit(self, handshake: Handshake, trusted: bool) -> Protocol | tuple[HTTPStatus, str, str]:
+        headers = handshake.headers
         if self.draining:
             return HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is shutting down."
         if not (trusted or self.access.allows_origin(headers)):
@@ -90,16 +98,14 @@ class Front:
                 "origin",
                 "This page may not connect. The server's --origin names pages.",
             )
-        if not (trusted or self.access.knows_token(headers, query)):
+        if not (trusted or self.access.knows_token(headers, handshake.query)):
             return HTTPStatus.UNAUTHORIZED, "token", "A token is needed, as Authorization: Bearer TOKEN."
-        if path not in PROTOCOLS:
+        if handshake.path not in PROTOCOLS:
             return HTTPStatus.NOT_FOUND, "path", f"No protocol here, only at {', '.join(PROTOCOLS)}."
         if self.room < 1:
             return HTTPStatus.SERVICE_UNAVAILABLE, "clients", "The server has as many clients as it may."
         try:
-            return PROTOCOLS[path](
-                replace(self.handshake, path=path, query=query, headers=headers, session=session)
-            )
+            return PROTOCOLS[handshake.path](handshake)
         except ProtocolError as error:
             return HTTPStatus.BAD_REQUEST, "protocol", error.reason
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onebest.bundle import Bundle, load_bundle
+from onebest.endpoint import DEFAULT_RULES, EndpointRule
 from onebest.errors import ModelError
 from onebest.recognizer import DEFAULT_MODEL, Recognizer, Stream
 from onebest_server.protocol import Open
@@ -50,7 +51,14 @@ class Models:
             AudioError: no recogniser could use such a sample rate.
         """
         recognizer = self._recognizers[wish.chunk_ms or self.latencies_ms[0]]
-        return recognizer.stream(wish.sample_rate, endpoints=wish.endpoints)
+        return recognizer.stream(wish.sample_rate, endpoints=_rules(wish))
+
+
+def _rules(wish: Open) -> bool | tuple[EndpointRule, ...]:
+    if not wish.endpoints or wish.silence_ms is None:
+        return wish.endpoints
+    silence = wish.silence_ms / 1000
+    return tuple(rule._replace(silence=silence) if rule.needs_speech else rule for rule in DEFAULT_RULES)
 
 
 def _try(bundle: Bundle, chunk_ms: int) -> Recognizer | None:

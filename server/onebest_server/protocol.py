@@ -18,7 +18,7 @@ Axis legend: S samples.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +61,14 @@ class Open:
         hotwords: words and phrases to expect.
         chunk_ms: one of ``Handshake.latencies_ms``; None is the server's own.
         endpoints: whether silence ends a segment.
+        silence_ms: the silence after speech that does; None is the runtime's own.
     """
 
     sample_rate: int
     hotwords: tuple[str, ...] = ()
     chunk_ms: int | None = None
     endpoints: bool = True
+    silence_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Handshake:
     Attributes:
         path: the path without the query.
         query: the query's parameters; the last value of each.
+        parameters: all of them, in order.
         headers: the request's headers, names in lower case.
         session: the name this session can be resumed by.
         latencies_ms: the chunk lengths on offer, the server's own first.
@@ -192,6 +195,7 @@ class Handshake:
 
     path: str = "/"
     query: Mapping[str, str] = field(default_factory=dict)
+    parameters: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     session: str = ""
     latencies_ms: tuple[int, ...] = (640,)
@@ -203,6 +207,10 @@ class Protocol(ABC):
 
     def __init__(self, handshake: Handshake):
         self.handshake = handshake
+
+    def greet(self) -> Iterable[Action]:
+        """Return what is said as soon as the client is connected."""
+        return ()
 
     @abstractmethod
     def receive(self, message: Message) -> Iterable[Action]:

@@ -98,7 +98,7 @@ class Session:
         self._sessions = sessions
         self._room = asyncio.Event()
         self._room.set()
-        self._keep = self._open = self._complete = False
+        self._keep = self._open = self._complete = self._greeted = False
         self._unfinished = 0
         self._ending: Close | None = None
         self._first_audio: float | None = None
@@ -114,6 +114,9 @@ class Session:
         self.outlet, outlet.session = outlet, self
         self.detached = None
         self._heard = self._sessions.clock()
+        if not self._greeted:
+            self._greeted = True
+            self._guard(self.protocol.greet)
 
     def detach(self, outlet: Outlet, clean: bool) -> None:
         """Lose a connection: wait for another one, or end if the client closed it or cannot come back."""
