@@ -1,11 +1,12 @@
 """A model's folder -> checked graphs, vocabulary and sizes, and the three steps made with them.
 
 A bundle is ``encoder*.onnx``, ``decoder*.onnx``, ``joiner*.onnx`` and ``tokens.txt``, in the layout that
-sherpa-onnx reads as a ``conformer`` model, and ``card.json`` with the hash of each. A folder without a card
-loads as well. Sizes come from the graphs' metadata, and whatever does not fit is a ``ModelError``.
+sherpa-onnx reads as a ``conformer`` or ``zipformer2`` model, and ``card.json`` with the hash of each. A
+folder without a card loads as well. Sizes come from the graphs' metadata, and whatever does not fit is a
+``ModelError``.
 
-Axis legend: N batch, F feature frames (10 ms), T encoder frames (40 ms), L layers, E width of a cached row,
-J joiner width, V vocabulary.
+Axis legend: N batch, F feature frames (10 ms), T encoder frames (40 ms), R rows, J joiner width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import numpy.typing as npt
 from onebest.card import BundleFiles, find_files, read_card
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS, check_spec
-from onebest.graph import Graph
+from onebest.graph import Graph, Port
+from onebest.layout import SUBSAMPLING, Cache, Layout, read_layout
 from onebest.search import Context
 from onebest.vocabulary import Vocabulary, parse_vocabulary
 
 FloatArray = npt.NDArray[np.float32]
 
-SUBSAMPLING = 4
 FRAME_MS = 10
 ENCODER_FRAME_MS = SUBSAMPLING * FRAME_MS
 
@@ -38,31 +39,36 @@ class Sizes:
     """The sizes that a model's metadata gives.
 
     Attributes:
-        chunk_frames: feature frames that a step of the encoder moves on by.
-        pad_frames: feature frames that a step sees beyond those.
-        left_context: rows of the first state, encoder frames.
-        num_layers: L.
-        encoder_dim: E.
-        kernel: the second state has one row less than this.
+        layout: what the encoder takes and remembers.
         joiner_dim: J.
         context_size: tokens that the decoder sees.
         vocab_size: V.
     """
 
-    chunk_frames: int
-    pad_frames: int
-    left_context: int
-    num_layers: int
-    encoder_dim: int
-    kernel: int
+    layout: Layout
     joiner_dim: int
     context_size: int
     vocab_size: int
 
     @property
+    def chunk_frames(self) -> int:
+        """Feature frames that a step of the encoder moves on by."""
+        return self.layout.chunk_frames
+
+    @property
+    def pad_frames(self) -> int:
+        """Feature frames that a step sees beyond those."""
+        return self.layout.pad_frames
+
+    @property
     def window_frames(self) -> int:
         """Feature frames that a step of the encoder reads."""
         return self.chunk_frames + self.pad_frames
+
+    @property
+    def left_context(self) -> int | None:
+        """Encoder frames that a conformer looks back on; None for others."""
+        return self.layout.left_context
 
 
 class EncoderState(NamedTuple):
@@ -77,8 +83,6 @@ class EncoderState(NamedTuple):
     processed_frames: int
 
 
-#: The batch axis of both caches of a conformer.
-_BATCH_AXIS = 2
 #: Frames of a stream that one call of the joiner takes, at most.
 _FRAMES_A_JOIN = 16
 
@@ -102,10 +106,7 @@ class Bundle:
 
     def start_state(self) -> EncoderState:
         """Return the encoder's state before the first frame: zeros."""
-        sizes = self.sizes
-        attention = np.zeros((sizes.num_layers, sizes.left_context, 1, sizes.encoder_dim), np.float32)
-        convolution = np.zeros((sizes.num_layers, sizes.kernel - 1, 1, sizes.encoder_dim), np.float32)
-        return EncoderState((attention, convolution), 0)
+        return EncoderState(tuple(cache.zeros() for cache in self.sizes.layout.caches), 0)
 
     @property
     def frames_a_join(self) -> int:
@@ -127,19 +128,21 @@ class Bundle:
         if self.encoder.mixes_batch and len(states) > 1:
             alone = [self.encode(windows[n : n + 1], [state]) for n, state in enumerate(states)]
             return np.concatenate([frames for frames, _ in alone]), [state for _, (state,) in alone]
-        moved = windows.shape[1] - self.sizes.pad_frames
-        processed = np.array([state.processed_frames for state in states], np.int64)
-        caches = [_stack(parts) for parts in zip(*(state.caches for state in states), strict=True)]
-        frames, *caches = self.encoder.run(windows, *caches, processed)
+        layout, moved = self.sizes.layout, windows.shape[1] - self.sizes.pad_frames
+        by_cache = zip(*(state.caches for state in states), strict=True)
+        inputs = [cache.stack(parts) for cache, parts in zip(layout.caches, by_cache, strict=True)]
+        if layout.takes_count:
+            inputs.append(np.array([state.processed_frames for state in states], np.int64))
+        frames, *outputs = self.encoder.run(windows, *inputs)
         if frames.shape[1] != moved // SUBSAMPLING:
             raise ModelError(
                 f"{self.encoder.path}: {windows.shape[1]} feature frames gave {frames.shape[1]} "
                 f"encoder frames instead of {moved // SUBSAMPLING}. Export the model again."
             )
-        split = zip(*(_split(cache) for cache in caches), strict=True)
+        by_stream = zip(*map(Cache.split, layout.caches, outputs), strict=True)
         return frames, [
-            EncoderState(parts, state.processed_frames + moved)
-            for parts, state in zip(split, states, strict=True)
+            EncoderState(caches, state.processed_frames + moved)
+            for caches, state in zip(by_stream, states, strict=True)
         ]
 
     def predict(self, contexts: Sequence[Context]) -> FloatArray:
@@ -156,29 +159,16 @@ class Bundle:
         Raises:
             ModelError: the length is no multiple of 40 ms, or the graph has this axis fixed.
         """
-        sizes = self.sizes
-        if chunk_ms is not None:
-            if chunk_ms < ENCODER_FRAME_MS or chunk_ms % ENCODER_FRAME_MS:
-                raise ModelError(
-                    f"A chunk of {chunk_ms} ms was asked for. Choose a multiple of {ENCODER_FRAME_MS} ms."
-                )
-            sizes = replace(sizes, chunk_frames=chunk_ms // FRAME_MS)
-        if left_context is not None:
-            if left_context < 1:
-                raise ModelError(f"A left context of {left_context} frames was asked for. Choose 1 or more.")
-            sizes = replace(sizes, left_context=left_context)
+        if chunk_ms is not None and (chunk_ms < ENCODER_FRAME_MS or chunk_ms % ENCODER_FRAME_MS):
+            raise ModelError(
+                f"A chunk of {chunk_ms} ms was asked for. Choose a multiple of {ENCODER_FRAME_MS} ms."
+            )
+        if left_context is not None and left_context < 1:
+            raise ModelError(f"A left context of {left_context} frames was asked for. Choose 1 or more.")
+        layout = self.sizes.layout.at_latency(chunk_ms and chunk_ms // FRAME_MS, left_context)
+        sizes = replace(self.sizes, layout=layout)
         _check_graphs(self.encoder, self.decoder, self.joiner, sizes)
         return replace(self, sizes=sizes)
-
-
-def _stack(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, _BATCH_AXIS)
-
-
-def _split(cache: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Return a cache by stream. Copies: a view would keep the whole batch in memory."""
-    count = cache.shape[_BATCH_AXIS]
-    return [cache] if count == 1 else [part.copy() for part in np.split(cache, count, _BATCH_AXIS)]
 
 
 def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
@@ -209,30 +199,12 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
 
 
 def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
-    kind = encoder.metadata("model_type")
-    if kind != "conformer":
-        raise ModelError(
-            f"{encoder.path}: model_type is {kind!r}, this version runs 'conformer'. "
-            "Export the model with onebest export."
-        )
-    sizes = Sizes(
-        chunk_frames=encoder.size("decode_chunk_len"),
-        pad_frames=encoder.size("pad_length"),
-        left_context=encoder.size("left_context"),
-        num_layers=encoder.size("num_encoder_layers"),
-        encoder_dim=encoder.size("encoder_dim"),
-        kernel=encoder.size("cnn_module_kernel"),
+    return Sizes(
+        layout=read_layout(encoder),
         joiner_dim=joiner.size("joiner_dim"),
         context_size=decoder.size("context_size"),
         vocab_size=decoder.size("vocab_size"),
     )
-    if encoder.size("T") != sizes.window_frames or sizes.chunk_frames % SUBSAMPLING:
-        raise ModelError(
-            f"{encoder.path}: expected T to be decode_chunk_len plus pad_length and the "
-            f"chunk in units of {SUBSAMPLING}, found {encoder.size('T')}, {sizes.chunk_frames} "
-            f"and {sizes.pad_frames}. Export the model again."
-        )
-    return sizes
 
 
 def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -> None:
@@ -252,17 +224,11 @@ def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -
 
 def _check_graphs(encoder: Graph, decoder: Graph, joiner: Graph, sizes: Sizes) -> None:
     """Compare what the graphs take and give, in order, with the sizes; None is the batch."""
-    chunk, joined = sizes.chunk_frames // SUBSAMPLING, sizes.joiner_dim
-    attention = (sizes.num_layers, sizes.left_context, None, sizes.encoder_dim)
-    convolution = (sizes.num_layers, sizes.kernel - 1, None, sizes.encoder_dim)
-    encoder.check(
-        inputs=[
-            ("float", (None, sizes.window_frames, NUM_BINS)),
-            ("float", attention),
-            ("float", convolution),
-            ("int64", (None,)),
-        ],
-        outputs=[("float", (None, chunk, joined)), ("float", attention), ("float", convolution)],
-    )
+    layout, joined = sizes.layout, sizes.joiner_dim
+    caches = [cache.port for cache in layout.caches]
+    count: list[Port] = [("int64", (None,))] if layout.takes_count else []
+    features: Port = ("float", (None, sizes.window_frames, NUM_BINS))
+    frames: Port = ("float", (None, sizes.chunk_frames // SUBSAMPLING, joined))
+    encoder.check(inputs=[features, *caches, *count], outputs=[frames, *caches])
     decoder.check(inputs=[("int64", (None, sizes.context_size))], outputs=[("float", (None, joined))])
     joiner.check(inputs=[("float", (None, joined))] * 2, outputs=[("float", (None, sizes.vocab_size))])

@@ -112,6 +112,20 @@ class Graph:
             )
         return int(value)
 
+    def sizes(self, key: str) -> tuple[int, ...]:
+        """Return a metadata value that must be positive whole numbers with commas between them.
+
+        Raises:
+            ModelError: it is missing or something else.
+        """
+        parts = self.metadata(key).split(",")
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise ModelError(
+                f"{self.path}: the metadata key {key!r} is {self.metadata(key)!r}, expected positive whole "
+                "numbers with commas between them. Export the model again."
+            )
+        return tuple(map(int, parts))
+
     def check(self, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         """Compare inputs and outputs with what is expected, by position.
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onebest.bundle import SUBSAMPLING, Bundle, EncoderState, load_bundle
+from onebest.bundle import Bundle, EncoderState, load_bundle
 from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
 from onebest.errors import ModelError, StreamError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
 from onebest.hotwords import ROOT, Hotwords, Phrases
+from onebest.layout import SUBSAMPLING
 from onebest.results import Result, Segment, Transcript
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state

@@ -48,7 +48,7 @@ SYMBOLS = [
 LAST = np.iinfo(np.int64).max
 
 
-class _Builder:
+class Builder:
     """Collects nodes and weights of one graph."""
 
     def __init__(self, seed: int):
@@ -81,11 +81,11 @@ class _Builder:
         return made
 
 
-def _port(name: str, *shape: Any, kind: int = TensorProto.FLOAT) -> Any:
+def port(name: str, *shape: Any, kind: int = TensorProto.FLOAT) -> Any:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _layer(build: _Builder, layer: int, hidden: str) -> tuple[str, str, str]:
+def _layer(build: Builder, layer: int, hidden: str) -> tuple[str, str, str]:
     """Return the layer's output [N,T,E] and its new caches [1,left,N,E] and [1,K-1,N,E]."""
     attention = build.node("Squeeze", build.part("cached_attn", layer, layer + 1, 0), build.constant([0]))
     convolution = build.node("Squeeze", build.part("cached_conv", layer, layer + 1, 0), build.constant([0]))
@@ -114,7 +114,7 @@ def _layer(build: _Builder, layer: int, hidden: str) -> tuple[str, str, str]:
 
 def make_encoder(chunk: int = CHUNK, fixed: bool = False, **changed: Any) -> onnx.ModelProto:
     """Return the encoder; ``fixed`` fixes time and left context, ``changed`` alters metadata."""
-    build = _Builder(seed=5)
+    build = Builder(seed=5)
     scaled = build.node(
         "Mul", build.node("Add", "x", build.constant(np.float32(8.0))), build.constant(np.float32(0.125))
     )
@@ -137,15 +137,15 @@ def make_encoder(chunk: int = CHUNK, fixed: bool = False, **changed: Any) -> onn
     build.node("Concat", *(new[1] for new in caches), name="new_cached_conv", axis=0)
     left = LEFT if fixed else "left"
     inputs = [
-        _port("x", "N", chunk + PAD if fixed else "T", 80),
-        _port("cached_attn", LAYERS, left, "N", WIDTH),
-        _port("cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
-        _port("processed_lens", "N", kind=TensorProto.INT64),
+        port("x", "N", chunk + PAD if fixed else "T", 80),
+        port("cached_attn", LAYERS, left, "N", WIDTH),
+        port("cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
+        port("processed_lens", "N", kind=TensorProto.INT64),
     ]
     outputs = [
-        _port("encoder_out", "N", "C", JOINED),
-        _port("new_cached_attn", LAYERS, left, "N", WIDTH),
-        _port("new_cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
+        port("encoder_out", "N", "C", JOINED),
+        port("new_cached_attn", LAYERS, left, "N", WIDTH),
+        port("new_cached_conv", LAYERS, KERNEL - 1, "N", WIDTH),
     ]
     metadata = {
         "model_type": "conformer",
@@ -164,7 +164,7 @@ def make_encoder(chunk: int = CHUNK, fixed: bool = False, **changed: Any) -> onn
 
 def make_decoder(**changed: Any) -> onnx.ModelProto:
     """Return the decoder: an embedding of each of the last tokens, -1 counting as nothing."""
-    build = _Builder(seed=2)
+    build = Builder(seed=2)
     known = build.node("GreaterOrEqual", "y", build.constant(np.int64(0)))
     known = build.node("Cast", known, to=TensorProto.FLOAT)
     rows = build.node(
@@ -176,13 +176,13 @@ def make_decoder(**changed: Any) -> onnx.ModelProto:
     flat = build.node("Reshape", rows, build.constant([-1, CONTEXT * JOINED]))
     build.node("MatMul", flat, build.weight(CONTEXT * JOINED, JOINED, scale=0.25), name="decoder_out")
     metadata = {"context_size": CONTEXT, "vocab_size": len(SYMBOLS), **changed}
-    tokens = _port("y", "N", CONTEXT, kind=TensorProto.INT64)
-    return build.model([tokens], [_port("decoder_out", "N", JOINED)], metadata)
+    tokens = port("y", "N", CONTEXT, kind=TensorProto.INT64)
+    return build.model([tokens], [port("decoder_out", "N", JOINED)], metadata)
 
 
 def make_joiner(**changed: Any) -> onnx.ModelProto:
     """Return the joiner, its bias such that the blank wins about every second frame."""
-    build = _Builder(seed=3)
+    build = Builder(seed=3)
     total = build.node("Tanh", build.node("Add", "encoder_out", "decoder_out"))
     bias = np.zeros(len(SYMBOLS), np.float32)
     bias[0] = 2.4
@@ -192,8 +192,8 @@ def make_joiner(**changed: Any) -> onnx.ModelProto:
         build.constant(bias),
         name="logit",
     )
-    inputs = [_port("encoder_out", "N", JOINED), _port("decoder_out", "N", JOINED)]
-    return build.model(inputs, [_port("logit", "N", len(SYMBOLS))], {"joiner_dim": JOINED, **changed})
+    inputs = [port("encoder_out", "N", JOINED), port("decoder_out", "N", JOINED)]
+    return build.model(inputs, [port("logit", "N", len(SYMBOLS))], {"joiner_dim": JOINED, **changed})
 
 
 def write_tokens(folder: Path) -> None:
