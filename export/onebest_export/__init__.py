@@ -4,7 +4,9 @@ The stages, one file each:
 
 - ``streaming``: the encoder over one chunk, laid out to run fast
 - ``graphs``: the torch model as three ONNX graphs in sherpa-onnx's ``conformer`` contract
-- ``quantize``: float32 graphs -> int8 ones, per channel
+- ``quantize``: float32 graphs -> int8 ones, a scale for each output and each frame
 - ``verify``: ONNX against torch over many chunks with state; a graph that differs is not shipped
+- ``deviation`` and ``precision``: what int8 changes on speech, and what stays in float32 for it
 - ``bundle``: all files of a bundle with their card
+- ``latency``: a bundle -> a copy whose metadata name another latency
 """

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from onebest.card import FORMAT, VERSION, hash_file
+from onebest.card import FORMAT, VERSION, write_card
 from onebest.errors import ModelError
 from onebest.frontend import SPEC
 from onebest_export import verify
-from onebest_export.graphs import export_decoder, export_encoder, export_joiner
-from onebest_export.quantize import quantize
+from onebest_export.deviation import Utterance
+from onebest_export.graphs import OPSET, export_decoder, export_encoder, export_joiner
+from onebest_export.precision import PARTS, Choice, Component, choose_precision, quantize_graphs
 from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.transducer import BLANK, Transducer
 from onebest_training.vocabulary import TextEncoder
-
-_PARTS = ("encoder", "decoder", "joiner")
-#: The joiner's only matrix follows a tanh. It is run for one frame or many, which must give the same tokens.
-TANH_BOUND = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,8 @@ class ExportOptions:
         notes: a JSON object for the card: ``training``, ``wer`` and whatever else is known.
         blank_penalty: taken off the blank's logit for good, in nats; more than 0 brings out words that greedy
             search would leave out, and some wrong ones with them.
+        wer_budget: word error rate in percent that int8 may add on ``Speech.utterances``.
+        report: measure every component's int8 alone, for the card.
     """
 
     name: str
@@ -49,6 +48,30 @@ class ExportOptions:
     int8: bool = True
     notes: dict[str, Any] | None = None
     blank_penalty: float = 0.0
+    wer_budget: float = 0.1
+    report: bool = False
+
+
+class Speech(NamedTuple):
+    """Real speech to check an export on.
+
+    Attributes:
+        features: [N, F, 80], to verify the graphs on besides synthetic ones.
+        utterances: with their texts; where there are any, they decide what int8 leaves in float32.
+    """
+
+    features: FloatArray | None = None
+    utterances: Sequence[Utterance] = ()
+
+
+NO_SPEECH = Speech()
+
+
+class Export(NamedTuple):
+    """What came of an export: how far the graphs are from torch, and the choice of precision, if measured."""
+
+    difference: Difference
+    choice: Choice | None
 
 
 def write_bundle(
@@ -57,9 +80,9 @@ def write_bundle(
     checkpoint: Checkpoint,
     folder: Path,
     options: ExportOptions,
-    features: FloatArray | None = None,
-) -> Difference:
-    """Export, verify and write a bundle; return how far the shipped graphs are from torch.
+    speech: Speech = NO_SPEECH,
+) -> Export:
+    """Export, verify and write a bundle; return how far its graphs are from torch and what int8 changes.
 
     Args:
         model: the averaged model in evaluation mode.
@@ -67,7 +90,7 @@ def write_bundle(
         checkpoint: where it comes from; its configuration goes into the card.
         folder: must not exist yet.
         options: latency, precision, name.
-        features: of real speech, [N, F, 80], to verify on besides synthetic ones.
+        speech: to verify and to measure on.
 
     Raises:
         ModelError: the folder exists, the vocabulary is another model's, or the graphs differ from torch;
@@ -85,26 +108,31 @@ def write_bundle(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         work = Path(name)
         paths = _export_float(model, work, options)
-        difference = _compare(model, paths, options, features)
+        write_tokens(tokens, work / "tokens.txt")
+        difference, choice = _compare(model, paths, options, speech.features), None
         verify.check_float(difference)
         if options.int8:
-            paths = _quantize_all(paths)
-            difference = _compare(model, paths, options, features)
+            choice, in_float = _choose(work, options, speech)
+            (work / "int8").mkdir()
+            paths = quantize_graphs(work, work / "int8", in_float)
+            difference = _compare(model, paths, options, speech.features)
             verify.check_int8(difference)
-        complete = work / "bundle"
-        complete.mkdir()
-        for path in paths:
-            shutil.copy(path, complete / path.name)
-        write_tokens(tokens, complete / "tokens.txt")
-        card = make_card(
-            checkpoint,
-            options,
-            {p: complete / path.name for p, path in zip(_PARTS, paths, strict=True)}
-            | {"tokens": complete / "tokens.txt"},
-        )
-        (complete / "card.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
-        complete.rename(folder)
-    return difference
+        _assemble([*paths, work / "tokens.txt"], make_card(checkpoint, options, choice), work / "bundle")
+        (work / "bundle").rename(folder)
+    return Export(difference, choice)
+
+
+def _choose(work: Path, options: ExportOptions, speech: Speech) -> tuple[Choice | None, list[Component]]:
+    if not speech.utterances:
+        return None, []
+    return choose_precision(work, speech.utterances, options.wer_budget, options.report)
+
+
+def _assemble(paths: Sequence[Path], card: dict[str, Any], folder: Path) -> None:
+    """Make a bundle's folder of its files and its card, which gets their hashes."""
+    folder.mkdir()
+    copies = [Path(shutil.copy(path, folder / path.name)) for path in paths]
+    write_card(folder, card, dict(zip((*PARTS, "tokens"), copies, strict=True)))
 
 
 def _penalize_blank(model: Transducer, penalty: float) -> Transducer:
@@ -135,18 +163,11 @@ def _compare(
 
 
 def _export_float(model: Transducer, work: Path, options: ExportOptions) -> list[Path]:
-    paths = [work / f"{part}.onnx" for part in _PARTS]
+    paths = [work / f"{part}.onnx" for part in PARTS]
     export_encoder(model, paths[0], options.chunk_frames, options.left_frames)
     export_decoder(model, paths[1])
     export_joiner(model, paths[2])
     return paths
-
-
-def _quantize_all(paths: list[Path]) -> list[Path]:
-    smaller = [path.with_suffix(".int8.onnx") for path in paths]
-    for part, source, target in zip(_PARTS, paths, smaller, strict=True):
-        quantize(source, target, TANH_BOUND if part == "joiner" else None)
-    return smaller
 
 
 def write_tokens(tokens: TextEncoder, path: Path) -> None:
@@ -154,8 +175,8 @@ def write_tokens(tokens: TextEncoder, path: Path) -> None:
     path.write_text("".join(f"{piece} {index}\n" for index, piece in enumerate(tokens.pieces())), "utf-8")
 
 
-def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, Path]) -> dict[str, Any]:
-    """Return the card of a bundle with these files."""
+def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | None = None) -> dict[str, Any]:
+    """Return the card of a bundle, but for its files."""
     position = checkpoint.position
     training = {
         "steps": position.step,
@@ -168,8 +189,8 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, P
         **notes,
         "format": FORMAT,
         "version": VERSION,
+        "opset": OPSET,
         "name": options.name,
-        "files": {part: {"file": path.name, "sha256": hash_file(path)} for part, path in files.items()},
         "front_end": SPEC.to_dict(),
         "architecture": {
             **checkpoint.config["model"],
@@ -178,6 +199,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, files: dict[str, P
             "precision": "int8" if options.int8 else "float32",
             "blank_penalty": options.blank_penalty,
         },
+        **({"int8": choice.to_dict()} if choice else {}),
         "training": {**training, **notes.get("training", {})},
         "wer": notes.get("wer", {}),
     }

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from onebest.frontend import SPEC
+from onebest_export.latency import latency_metadata
 from onebest_export.streaming import StreamingEncoder, example_inputs
-from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.encoder import PAD_FRAMES
 from onebest_training.transducer import Transducer
 
 OPSET = 17
@@ -31,13 +32,10 @@ def encoder_metadata(model: Transducer, chunk_frames: int, left_frames: int) -> 
         "version": "1",
         "model_author": "onebest",
         "comment": "streaming transducer",
-        "T": str(SUBSAMPLING * chunk_frames + PAD_FRAMES),
-        "decode_chunk_len": str(SUBSAMPLING * chunk_frames),
+        **latency_metadata(chunk_frames, left_frames, PAD_FRAMES),
         "pad_length": str(PAD_FRAMES),
         "num_encoder_layers": str(2 * len(model.encoder.blocks)),
-        "left_context": str(left_frames),
         "right_context": "0",
-        "chunk_size": str(chunk_frames),
         "encoder_dim": str(model.config.encoder.width),
         "cnn_module_kernel": str(model.encoder.convolution_frames + 1),
         "front_end": json.dumps(SPEC.to_dict()),

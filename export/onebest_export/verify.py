@@ -188,16 +188,17 @@ def _random_contexts(model: Transducer, encoded: FloatArray) -> IntArray:
 @torch.inference_mode()
 def _join_torch(model: Transducer, encoded: FloatArray, contexts: IntArray) -> FloatArray:
     logits = model.joiner(torch.from_numpy(encoded), model.predictor(torch.from_numpy(contexts)))
-    return _log_softmax(logits.numpy())
+    return log_softmax(logits.numpy())
 
 
 def _join_onnx(decoder: Graph, joiner: Graph, encoded: FloatArray, contexts: IntArray) -> FloatArray:
     decoded = decoder.run(contexts.reshape(-1, contexts.shape[-1]))[0]
     repeated = np.broadcast_to(encoded, (len(contexts), *encoded.shape)).reshape(decoded.shape)
-    return _log_softmax(joiner.run(repeated, decoded)[0]).reshape(*contexts.shape[:-1], -1)
+    return log_softmax(joiner.run(repeated, decoded)[0]).reshape(*contexts.shape[:-1], -1)
 
 
-def _log_softmax(logits: FloatArray) -> FloatArray:
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Return the logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
 

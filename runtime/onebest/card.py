@@ -12,6 +12,8 @@ from onebest.errors import ModelError
 
 FORMAT = "onebest-bundle"
 VERSION = 1
+#: Newest operator set that the oldest onnxruntime we allow knows.
+LARGEST_OPSET = 22
 _PATTERNS = {
     "encoder": "encoder*.onnx",
     "decoder": "decoder*.onnx",
@@ -54,7 +56,25 @@ def read_card(folder: Path) -> dict[str, Any]:
             f"{path}: bundle version {card.get('version')!r}, this onebest reads {VERSION}. "
             "Update onebest or export the model again."
         )
+    if not isinstance(opset := card.get("opset", 1), int) or not 1 <= opset <= LARGEST_OPSET:
+        raise ModelError(
+            f"{path}: opset {opset!r}, this onebest runs up to {LARGEST_OPSET}. "
+            "Update onebest or export the model again."
+        )
     return card
+
+
+def write_card(folder: Path, card: dict[str, Any], files: dict[str, Path]) -> None:
+    """Write a folder's ``card.json``, the hashes of its files in it.
+
+    Args:
+        folder: the bundle.
+        card: all the rest.
+        files: encoder, decoder, joiner and tokens.
+    """
+    entries = {part: {"file": path.name, "sha256": hash_file(path)} for part, path in files.items()}
+    content = json.dumps({**card, "files": entries}, indent=2) + "\n"
+    (folder / "card.json").write_text(content, "utf-8")
 
 
 def find_files(folder: Path, card: dict[str, Any]) -> BundleFiles:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -59,4 +61,29 @@ def int8_bundle(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8") / "model"
     options = ExportOptions("tiny", chunk_frames=4, left_frames=6, notes={"wer": {"dev": 0.5}})
     write_bundle(tiny.model, tiny.tokens, tiny.checkpoint, folder, options)
+    return folder
+
+
+@pytest.fixture
+def float_copy(float_bundle, tmp_path):
+    """The float32 graphs and tokens in a folder that may be written to."""
+    folder = tmp_path / "float"
+    folder.mkdir()
+    for path in float_bundle.iterdir():
+        if path.name != "card.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    """A folder like LibriSpeech's with two short recordings."""
+    folder = tmp_path / "spoken"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        audio = rng.normal(size=24000).astype(np.float32) * 0.1
+        soundfile.write(folder / f"one-1-000{number}.wav", audio, 16000)
+    lines = "one-1-0000 the cat sat\none-1-0001 a dog at the sea\n"
+    (folder / "one-1.trans.txt").write_text(lines)
     return folder

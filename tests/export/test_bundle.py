@@ -15,15 +15,17 @@ from onebest import Recognizer
 from onebest.bundle import load_bundle
 from onebest.errors import ModelError
 from onebest.frontend import SPEC
-from onebest_export import bundle, verify
-from onebest_export.bundle import ExportOptions, write_bundle
+from onebest_export import bundle, precision, verify
+from onebest_export.bundle import ExportOptions, Speech, write_bundle
 from onebest_training.checkpoint import load_model
 
 OPTIONS = ExportOptions("tiny", chunk_frames=4, left_frames=6)
 
 
 def export(tiny, folder, options=OPTIONS, features=None):
-    return write_bundle(tiny.model, tiny.tokens, tiny.checkpoint, folder, options, features)
+    return write_bundle(
+        tiny.model, tiny.tokens, tiny.checkpoint, folder, options, Speech(features)
+    ).difference
 
 
 def test_float_bundle_has_these_files(float_bundle):
@@ -64,12 +66,12 @@ def test_card_describes_the_bundle(kind, tiny, request):
     assert card["wer"] == ({"dev": 0.5} if kind == "int8" else {})
 
 
-def test_notes_add_to_the_card_and_replace_nothing(tiny, float_bundle):
-    files = {"tokens": float_bundle / "tokens.txt"}
+def test_notes_add_to_the_card_and_replace_nothing(tiny, tmp_path):
     notes = {"files": {}, "name": "other", "data": "speech", "training": {"data": "more speech"}}
-    card = bundle.make_card(tiny.checkpoint, ExportOptions("tiny", notes=notes), files)
+    export(tiny, tmp_path / "model", replace(OPTIONS, int8=False, notes=notes))
+    card = json.loads((tmp_path / "model" / "card.json").read_text("utf-8"))
     assert (card["name"], card["data"]) == ("tiny", "speech")
-    assert set(card["files"]) == {"tokens"}
+    assert set(card["files"]) == {"encoder", "decoder", "joiner", "tokens"}
     assert (card["training"]["data"], card["training"]["steps"]) == ("more speech", 120)
 
 
@@ -157,23 +159,23 @@ def test_state_that_differs_from_torch_is_refused(tiny, tmp_path, monkeypatch):
 
 
 def test_bad_int8_is_refused(tiny, tmp_path, monkeypatch):
-    quantize = bundle.quantize
+    quantize = precision.quantize
 
-    def quantize_badly(source, target, bound=None):
+    def quantize_badly(source, target, **options):
         graph = onnx.load(str(source))
         for item in graph.graph.initializer:
             if item.name == "encoder.norm.weight":
                 item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 1.3, item.name))
         onnx.save(graph, str(source))
-        quantize(source, target, bound)
+        quantize(source, target, **options)
 
-    monkeypatch.setattr(bundle, "quantize", quantize_badly)
+    monkeypatch.setattr(precision, "quantize", quantize_badly)
     with pytest.raises(ModelError, match=r"int8 graphs differ.*--float"):
         export(tiny, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("step", ["export_joiner", "quantize", "write_tokens", "make_card"])
+@pytest.mark.parametrize("step", ["export_joiner", "quantize_graphs", "write_tokens", "make_card"])
 def test_interrupted_export_leaves_nothing(tiny, tmp_path, monkeypatch, step):
     def interrupt(*_):
         raise KeyboardInterrupt

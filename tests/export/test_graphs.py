@@ -12,6 +12,7 @@ from tiny_checkpoint import ENCODER, MODEL, make_features, make_model
 from onebest.frontend import SPEC
 from onebest.graph import Graph
 from onebest_export.graphs import export_encoder
+from onebest_export.quantize import product_names, quantize
 from onebest_export.streaming import StreamingEncoder
 from onebest_training.config import BlockConfig, EncoderConfig, ModelConfig
 from onebest_training.encoder import EncoderState
@@ -189,16 +190,14 @@ def weights_of(path):
 
 
 @pytest.mark.parametrize(("part", "products"), [("encoder", 16), ("decoder", 1), ("joiner", 1)])
-def test_int8_weights_have_a_scale_a_channel(int8_bundle, part, products):
+def test_int8_weights_have_a_scale_an_output(int8_bundle, part, products):
     nodes, arrays = weights_of(int8_bundle / f"{part}.int8.onnx")
-    integer = [node for node in nodes if node.op_type == "MatMulInteger"]
-    assert len(integer) == products
-    for node in integer:
-        weight = arrays[node.input[1]]
-        base = node.input[1].removesuffix("_quantized")
-        scale, zero = arrays[f"{base}_scale"], arrays[node.input[3]]
+    decoded = [node for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in arrays]
+    assert len(decoded) == products
+    for node in decoded:
+        weight, scale, zero = (arrays[name] for name in node.input)
         assert weight.dtype == np.int8
-        assert np.abs(weight).max() == 127
+        assert (np.abs(weight).max(0) == 127).all()
         assert scale.shape == (weight.shape[1],)
         assert len(np.unique(scale)) > 1
         assert not zero.any()
@@ -215,6 +214,71 @@ def test_small_and_sensitive_weights_stay_in_float(tiny, int8_bundle):
     ]
     _, arrays = weights_of(int8_bundle / "decoder.int8.onnx")
     np.testing.assert_array_equal(arrays["embedding.weight"], tiny.model.predictor.embedding.weight.detach())
+
+
+def test_activations_above_zero_use_their_own_code(int8_bundle):
+    """The inputs of the stem's second product, the blocks' second and the convolutions' last are GELUs."""
+    nodes, arrays = weights_of(int8_bundle / "encoder.int8.onnx")
+    coded = [node for node in nodes if node.op_type == "QuantizeLinear"]
+    above = [node.name for node in coded if arrays[node.input[2]] == 21]
+    assert above == [
+        "/stem/second/MatMul_coded",
+        "/feed_forward_out/MatMul_coded",
+        "/out_2/MatMul_coded",
+        "/feed_forward_out_1/MatMul_coded",
+        "/out_4/MatMul_coded",
+        "/feed_forward_out_2/MatMul_coded",
+    ]
+    assert len(coded) == 16
+
+
+def test_int8_streams_do_not_depend_on_each_other(int8_bundle):
+    """Streams of very different levels, together and each alone: the same to the last bit."""
+    encoder = Graph.load(int8_bundle / "encoder.int8.onnx", 1)
+    levels = np.array([0.05, 1, 4, -2], np.float32)[:, None, None]
+    parts = windows(make_features(4, 4 * 4 * 20 + 3, seed=8) * levels, 4)
+    together, state = encode(encoder, parts, onnx_state(4, 6))
+    for stream in range(4):
+        own = [part[stream : stream + 1] for part in parts]
+        alone, own_state = encode(encoder, own, onnx_state(1, 6))
+        np.testing.assert_array_equal(alone[0], together[stream])
+        for mine, shared in zip(own_state, state, strict=True):
+            np.testing.assert_array_equal(mine[:, :, 0], shared[:, :, stream])
+
+
+def test_int8_is_what_its_formula_says(tmp_path):
+    """One product, beside the formula in float64; a row of zeros gives the bias."""
+    rng = np.random.default_rng(3)
+    x, weight = rng.normal(size=(5, 8)) * [[1], [100], [0.01], [1], [0]], rng.normal(size=(8, 6))
+    names = {"x": "N", "y": "N"}
+    ports = [
+        onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, [names[n], w])
+        for n, w in (("x", 8), ("y", 6))
+    ]
+    gemm = onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product", transB=1)
+    stored = [numpy_helper.from_array(weight.T.astype(np.float32), "w")]
+    stored.append(numpy_helper.from_array(np.arange(6, dtype=np.float32), "b"))
+    graph = onnx.helper.make_graph([gemm], "one", ports[:1], ports[1:], stored)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    found = Graph.load(tmp_path / "int8.onnx", 1).run(x.astype(np.float32))[0]
+    largest = np.maximum(np.abs(x).max(1, keepdims=True), 1e-8)
+    scale = np.abs(weight).max(0) / 127
+    expected = (np.rint(x / largest * 127) @ np.rint(weight / scale)) * scale / 127 * largest + np.arange(6)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[4], np.arange(6))
+
+
+def test_a_product_left_in_float_is_the_same_as_before(float_bundle, tmp_path):
+    path = float_bundle / "encoder.onnx"
+    names = product_names(path)
+    assert len(names) == 16
+    quantize(path, tmp_path / "encoder.onnx", in_float=names)
+    parts = windows(make_features(1, 4 * 4 * 6 + 3), 4)
+    found, _ = encode(Graph.load(tmp_path / "encoder.onnx", 1), parts, onnx_state(1, 6))
+    expected, _ = encode(Graph.load(path, 1), parts, onnx_state(1, 6))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_int8_joiner_gives_a_frame_the_same_in_any_batch(int8_bundle):

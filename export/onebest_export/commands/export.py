@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebest.cli import Command
-from onebest.errors import ConfigError
+from onebest.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from onebest_export.deviation import Utterance
+    from onebest_export.precision import Choice
     from onebest_export.verify import FloatArray
 
 FRAME_MS = 40
@@ -40,34 +42,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="recordings to verify on, besides synthetic features",
     )
+    parser.add_argument(
+        "--dev", type=Path, metavar="MANIFEST", help="speech with texts to measure int8 on, as for evaluate"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="measure on N cuts, spread over the manifest")
+    parser.add_argument(
+        "--wer-budget",
+        type=float,
+        default=0.1,
+        help="percent that int8 may add to the word error rate on --dev; where it adds more, what errs most "
+        "stays in float32 (default: 0.1)",
+    )
+    parser.add_argument("--report", action="store_true", help="measure each component's int8 alone, too")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the checkpoint, export it, verify it, write the bundle."""
-    from onebest_export.bundle import ExportOptions, write_bundle
+    from onebest_export.bundle import ExportOptions, Speech, write_bundle
     from onebest_training.checkpoint import load_model
 
+    if arguments.report and not arguments.dev:
+        raise ConfigError("--report measures on speech. Name some with --dev.")
     options = ExportOptions(
         arguments.name or arguments.bundle.resolve().name,
-        _frames("--chunk-ms", arguments.chunk_ms),
-        _frames("--left-ms", arguments.left_ms),
+        to_frames("--chunk-ms", arguments.chunk_ms),
+        to_frames("--left-ms", arguments.left_ms),
         not arguments.float,
         _notes(arguments.notes),
         arguments.blank_penalty,
+        arguments.wer_budget,
+        arguments.report,
     )
-    features = _features(arguments.check_audio) if arguments.check_audio else None
+    speech = Speech(
+        _features(arguments.check_audio) if arguments.check_audio else None,
+        _utterances(arguments.dev, arguments.limit) if arguments.dev else (),
+    )
     model, tokens, checkpoint = load_model(arguments.checkpoint)
-    difference = write_bundle(model, tokens, checkpoint, arguments.bundle, options, features)
+    difference, choice = write_bundle(model, tokens, checkpoint, arguments.bundle, options, speech)
     size = sum(path.stat().st_size for path in arguments.bundle.iterdir()) / 1e6
     print(
         f"{arguments.bundle}: {size:.1f} MB; "
         f"against torch, log-probabilities within {difference.log_prob:.2g}, "
         f"encoder outputs within {difference.encoder_error:.2%}, tokens equal in {difference.agreement:.2%}"
     )
+    if choice:
+        print(format_choice(choice))
     return 0
 
 
-def _frames(name: str, milliseconds: int) -> int:
+def format_choice(choice: Choice) -> str:
+    """Return what int8 changed as lines of text."""
+    rows = {**{f"{name} alone": found for name, found in choice.alone.items()}, "as written": choice.chosen}
+    width = max(map(len, rows))
+    lines = [
+        f"{'int8':{width}}  {'logit error':>11}  {'tokens equal':>12}  {'WER %':>6}",
+        f"{'none':{width}}  {0:11.4f}  {1:12.2%}  {choice.wer:6.2f}",
+    ]
+    lines += [
+        f"{name:{width}}  {found.logit_error:11.4f}  {found.agreement:12.2%}  {found.wer:6.2f}"
+        for name, found in rows.items()
+    ]
+    return "\n".join([*lines, f"left in float32: {', '.join(choice.in_float) or 'no component'}"])
+
+
+def to_frames(name: str, milliseconds: int) -> int:
+    """Return the encoder frames of an option in milliseconds.
+
+    Raises:
+        ConfigError: it is no positive multiple of a frame.
+    """
     if milliseconds < FRAME_MS or milliseconds % FRAME_MS:
         raise ConfigError(
             f"{name} is {milliseconds}. It must be a multiple of {FRAME_MS}, the length of an encoder frame."
@@ -95,6 +138,18 @@ def _features(paths: list[Path]) -> FloatArray:
     from onebest.frontend import compute_features
 
     return compute_features(np.concatenate([block for path in paths for block in read_blocks(path)]))[None]
+
+
+def _utterances(manifest: Path, limit: int | None) -> list[Utterance]:
+    from onebest.cuts import read_cuts
+    from onebest_export.deviation import read_utterances
+
+    cuts = list(read_cuts(manifest))
+    step = max(len(cuts) // limit, 1) if limit else 1
+    utterances = read_utterances(cuts[::step][:limit])
+    if not utterances:
+        raise DataError(f"{manifest}: no cut with text. Name speech with texts to measure on.")
+    return utterances
 
 
 command = Command("turn a checkpoint into a model bundle of ONNX graphs", add_arguments, run)

@@ -1,0 +1,78 @@
+"""One encoder graph serves every latency; its metadata name the one that sherpa-onnx runs it at."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from onebest.bundle import ENCODER_FRAME_MS, FRAME_MS, load_bundle
+from onebest.card import find_files, read_card, write_card
+from onebest.errors import ModelError
+
+SUBSAMPLING = ENCODER_FRAME_MS // FRAME_MS
+
+
+def latency_metadata(chunk_frames: int, left_frames: int, pad_frames: int) -> dict[str, str]:
+    """Return the encoder's metadata that depend on the latency.
+
+    Args:
+        chunk_frames, left_frames: in encoder frames.
+        pad_frames: in feature frames.
+    """
+    return {
+        "T": str(SUBSAMPLING * chunk_frames + pad_frames),
+        "decode_chunk_len": str(SUBSAMPLING * chunk_frames),
+        "chunk_size": str(chunk_frames),
+        "left_context": str(left_frames),
+    }
+
+
+def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: int | None = None) -> None:
+    """Copy a bundle; what differs is the latency that its metadata and its card name.
+
+    Args:
+        source: the bundle.
+        target: must not exist yet.
+        chunk_frames: encoder frames a chunk.
+        left_frames: encoder frames of left context; None keeps them.
+
+    Raises:
+        ModelError: the target exists, the source is no bundle, or its graph has the latency fixed; nothing is
+            written then.
+    """
+    if target.exists():
+        raise ModelError(f"{target} exists already. Name another folder, or remove it first.")
+    bundle = load_bundle(source).at_latency(chunk_frames * ENCODER_FRAME_MS, left_frames)
+    if (left := bundle.sizes.left_context) is None:
+        raise ModelError(
+            f"{source} is no conformer, which alone has a latency to choose. Export one instead."
+        )
+    metadata = latency_metadata(chunk_frames, left, bundle.sizes.pad_frames)
+    files = find_files(source, card := read_card(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy-") as name:
+        work = Path(name) / "bundle"
+        work.mkdir()
+        paths = {part: work / getattr(files, part).name for part in ("decoder", "joiner", "tokens")}
+        for part, path in paths.items():
+            shutil.copy(getattr(files, part), path)
+        encoder = work / files.encoder.name
+        _write_metadata(files.encoder, encoder, metadata)
+        if card:
+            sizes = {"chunk_frames": chunk_frames, "left_frames": left}
+            card["architecture"] = {**card.get("architecture", {}), **sizes}
+            write_card(work, card, {"encoder": encoder, **paths})
+        load_bundle(work)
+        work.rename(target)
+
+
+def _write_metadata(source: Path, target: Path, changed: dict[str, str]) -> None:
+    """Copy a graph with some metadata values changed."""
+    model = onnx.load(str(source))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {**metadata, **changed})
+    onnx.save(model, str(target))

@@ -1,0 +1,71 @@
+"""A copy of a bundle at another latency: the same numbers, other metadata; sherpa-onnx runs it as we do."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from test_sherpa import CLIPS, copy_bundle, run_sherpa
+
+from onebest import Recognizer
+from onebest.bundle import load_bundle
+from onebest.cli import main
+
+
+def test_only_the_latency_differs(int8_bundle, tmp_path, capsys):
+    target = tmp_path / "deeper" / "model"
+    assert main(["copy-latency", str(int8_bundle), str(target), "--chunk-ms", "320", "--left-ms", "400"]) == 0
+    assert "320 ms a chunk" in capsys.readouterr().out
+    sizes = load_bundle(target).sizes
+    assert (sizes.chunk_frames, sizes.left_context) == (32, 10)
+    for name in ("decoder.int8.onnx", "joiner.int8.onnx", "tokens.txt"):
+        assert (target / name).read_bytes() == (int8_bundle / name).read_bytes()
+    old, new = (onnx.load(str(folder / "encoder.int8.onnx")) for folder in (int8_bundle, target))
+    assert old.graph == new.graph
+    before, after = ({e.key: e.value for e in graph.metadata_props} for graph in (old, new))
+    changed = {key: after[key] for key in after if after[key] != before.get(key)}
+    assert changed == {"T": "35", "decode_chunk_len": "32", "chunk_size": "8", "left_context": "10"}
+    card = json.loads((target / "card.json").read_text())
+    assert (card["architecture"]["chunk_frames"], card["architecture"]["left_frames"]) == (8, 10)
+    assert card["name"] == "tiny"
+
+
+@pytest.mark.parametrize("chunk_ms", [320, 1280])
+def test_sherpa_gives_our_tokens_at_that_latency(int8_bundle, tmp_path, chunk_ms):
+    target = tmp_path / "copy"
+    assert main(["copy-latency", str(int8_bundle), str(target), "--chunk-ms", str(chunk_ms)]) == 0
+    ours = Recognizer(int8_bundle, chunk_ms=chunk_ms)
+    expected = ours.transcribe(CLIPS[0])
+    theirs = run_sherpa(copy_bundle(target, tmp_path / "model"), CLIPS[0], ours.bundle.sizes)
+    assert [token.token for token in expected.tokens] == theirs["tokens"]
+    np.testing.assert_allclose([token.start for token in expected.tokens], theirs["starts"], atol=1e-4)
+    assert len(expected.tokens) > 5
+    own = Recognizer(int8_bundle).transcribe(CLIPS[0])
+    assert expected.tokens != own.tokens
+
+
+def test_a_bundle_without_a_card_stays_without(int8_bundle, tmp_path):
+    plain = copy_bundle(int8_bundle, tmp_path / "plain")
+    assert main(["copy-latency", str(plain), str(tmp_path / "copy"), "--chunk-ms", "80"]) == 0
+    assert load_bundle(tmp_path / "copy").sizes.chunk_frames == 8
+    assert not (tmp_path / "copy" / "card.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chunk-ms", "100"], "--chunk-ms is 100. It must be a multiple of 40"),
+        (["--chunk-ms", "320", "--left-ms", "0"], "--left-ms is 0"),
+    ],
+)
+def test_wrong_options_are_one_line(int8_bundle, tmp_path, capsys, options, message):
+    assert main(["copy-latency", str(int8_bundle), str(tmp_path / "copy"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_exists_is_kept_and_what_is_missing_is_said(int8_bundle, tmp_path, capsys):
+    assert main(["copy-latency", str(int8_bundle), str(tmp_path), "--chunk-ms", "320"]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["copy-latency", str(tmp_path / "a"), str(tmp_path / "b"), "--chunk-ms", "320"]) == 1
+    assert "no such folder" in capsys.readouterr().err
