@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from onebest.errors import ConfigError
-from onebest_training.band import ctc_viterbi
+from onebest_training.band import band_starts, ctc_viterbi
 from onebest_training.batches import Batch
 from onebest_training.distillation import collate_paths
 from onebest_training.frozen_teacher import FrozenTeacher
 from onebest_training.lattice import transducer_loss
+from onebest_training.outputs import Outputs
 from onebest_training.targets import TeacherPath
 from onebest_training.transducer import Transducer
 
@@ -173,6 +174,20 @@ def test_a_band_around_the_path_of_the_teacher() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(model, "ctc")  # where all paths are known, the CTC head is not asked
         assert compute(model, known, around["path"])["transducer"] > whole
+
+
+def test_the_band_follows_the_path_of_the_teacher_tau_later() -> None:
+    model, batch, hypotheses = make_model(), make_distilled_batch(), make_hypotheses()
+    stage = stage_with(transducer=1.0, band=2, band_around="path", shift=2)
+    encoded = encode(model, batch)
+    for chunk, shift in ((4, 2), (0, 0)):
+        starts = Outputs(model, batch, stage.loss, None, chunk, 0, encoded).nodes.starts
+        for i in (0, 1):
+            path = hypotheses[i][0]
+            due = torch.from_numpy(path.frames[path.tokens != 0]).long()[None] + shift
+            lengths = batch.frame_lengths[i : i + 1], batch.label_lengths[i : i + 1]
+            expected = band_starts(due, *lengths, 2, num_frames=encoded.shape[1])[0]
+            assert starts[i].tolist() == expected.tolist()
 
 
 def test_embeddings() -> None:
