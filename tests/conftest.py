@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sound_server import SoundServer, find_missing
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+SAMPLE_RATE = 16000
 
 
 @pytest.fixture(scope="session")
 def sound_server(tmp_path_factory):
     """A sound server whose loudspeaker is the microphone of processes in its environment."""
     if missing := find_missing():
-        pytest.skip(f"{', '.join(missing)} not installed: make sound")
+        pytest.skip(f"{', '.join(missing)} not installed: make system")
     with SoundServer(tmp_path_factory.mktemp("sound")) as server:
         yield server
 
@@ -33,3 +37,23 @@ def sound_environment(sound_server, monkeypatch):
     yield
     sounddevice._terminate()
     sounddevice._initialize()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A recording to play: the first four seconds of a sample, a dozen words."""
+    return _cut(tmp_path_factory, "librispeech-2412-153954-0000", 0.0, 4.0)
+
+
+@pytest.fixture(scope="session")
+def concern(tmp_path_factory):
+    """Another: I must admit I was more than a little concerned myself."""
+    return _cut(tmp_path_factory, "librispeech-251-137823-0022", 3.4, 7.2)
+
+
+def _cut(tmp_path_factory, name, start, end):
+    first, last = (round(seconds * SAMPLE_RATE) for seconds in (start, end))
+    samples, _ = soundfile.read(SAMPLES / f"{name}.flac", start=first, stop=last, dtype="float32")
+    path = tmp_path_factory.mktemp("clip") / f"{name}.wav"
+    soundfile.write(path, samples, SAMPLE_RATE)
+    return path

@@ -32,7 +32,7 @@ from onebest.errors import (
 
 if TYPE_CHECKING:
     from onebest.endpoint import EndpointRule
-    from onebest.events import FinalText, Notice, PartialText
+    from onebest.events import Event, FinalText, Notice, PartialText
     from onebest.listener import Listener, listen
     from onebest.recognizer import Recognizer, Stream
     from onebest.results import Result, Segment, Token, Word
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {
     "EndpointRule": "onebest.endpoint",
+    "Event": "onebest.events",
     "FinalText": "onebest.events",
     "Listener": "onebest.listener",
     "Notice": "onebest.events",
@@ -58,6 +59,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "EndpointRule",
+    "Event",
     "FinalText",
     "Listener",
     "ModelError",

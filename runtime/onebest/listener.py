@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onebest.errors import StreamError
-from onebest.events import Event, Notice
+from onebest.events import Event, Notice, PartialText
 from onebest.microphone import Block, Microphone
 from onebest.recognizer import Recognizer
 from onebest.transcriber import LocalTranscriber, Transcriber
@@ -207,7 +207,7 @@ class Listener:
         for event in events:
             if isinstance(event, Notice):
                 yield event
-            else:
+            elif event.text or isinstance(event, PartialText):
                 words = (word._replace(start=when(word.start), end=when(word.end)) for word in event.words)
                 yield replace(event, start=when(event.start), end=when(event.end), words=tuple(words))
 
@@ -240,6 +240,7 @@ def listen(
     *,
     device: int | str | None = None,
     latency_ms: int | None = None,
+    hotwords: Sequence[str] = (),
     server: str | None = None,
 ) -> Listener:
     """Return the events of a microphone that is open when this returns: partial texts, final ones, notices.
@@ -250,10 +251,12 @@ def listen(
         recognizer: the model; None is the one that onebest ships.
         device: a number or a part of the name from ``onebest.devices.list_devices``; None is the default.
         latency_ms: audio that a step takes in, a multiple of 40 ms, where no recognizer is given.
+        hotwords: words and phrases to expect.
         server: the address of a server that recognises instead, ``ws://host:port``; a connection that breaks
             is made again. The variable ``ONEBEST_TOKEN`` holds the token it asks for, if it does.
 
     Raises:
+        ConfigError: a hotword that the model cannot write.
         DeviceError: PortAudio is missing, or the device cannot be used.
         ModelError: the model cannot run with this latency.
         ServerError: the server cannot be reached.
@@ -262,9 +265,12 @@ def listen(
         from onebest.remote import ServerTranscriber, check_server
 
         check_server(server)
-        return Listener(lambda rate: ServerTranscriber(server, rate, (), latency_ms), Microphone(device))
+        return Listener(
+            lambda sample_rate: ServerTranscriber(server, sample_rate, hotwords, latency_ms),
+            Microphone(device),
+        )
     used = recognizer or Recognizer(chunk_ms=latency_ms)
-    return Listener(lambda sample_rate: LocalTranscriber(used, sample_rate), Microphone(device))
+    return Listener(lambda sample_rate: LocalTranscriber(used, sample_rate, hotwords), Microphone(device))
 
 
 def _level(samples: FloatArray) -> float:

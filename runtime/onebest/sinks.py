@@ -50,7 +50,7 @@ class TranscriptFile:
         """
         if not isinstance(event, (PartialText, FinalText)):
             return
-        entries = self._format(event, self._final_entries)
+        entries = self._format(event, self._final_entries) if event.text else []
         content = "".join(entries).encode()
         try:
             self._file.seek(self._final_bytes)

@@ -5,7 +5,7 @@ Axis legend: S samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,10 +34,16 @@ class Transcriber(Protocol):
 
 
 class LocalTranscriber:
-    """A stream of a recognizer on this machine."""
+    """A stream of a recognizer on this machine.
 
-    def __init__(self, recognizer: Recognizer, sample_rate: int):
-        self._stream = recognizer.stream(sample_rate, endpoints=True)
+    Args:
+        recognizer: the model.
+        sample_rate: the rate of the samples in Hz.
+        hotwords: words and phrases to expect.
+    """
+
+    def __init__(self, recognizer: Recognizer, sample_rate: int, hotwords: Sequence[str] = ()):
+        self._stream = recognizer.stream(sample_rate, endpoints=True, hotwords=hotwords)
         self._partial = ""
 
     def accept(self, samples: FloatArray) -> Iterator[Event]:

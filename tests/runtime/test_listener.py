@@ -7,7 +7,6 @@ import difflib
 import threading
 import time
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +20,6 @@ from onebest.results import Word
 from onebest.transcriber import LocalTranscriber
 
 RATE = 16000
-SAMPLE = Path(__file__).parents[2] / "samples" / "librispeech-2412-153954-0000.flac"
 
 
 class Recorder:
@@ -105,8 +103,11 @@ def kinds(events):
 
 def test_events_are_passed_on():
     said = [partial("hello", 0.2, 0.6), final("hello", 0.2, 0.6), Notice("connection", "The server is back.")]
-    last = [final("world", 1.2, 1.5)]
-    events = run(Recorder(sound(), sound(), sound()), Script(said[:1], (), said[1:], last=last))
+    last = [partial("", 1.0, 1.0), final("world", 1.2, 1.5)]
+    events = run(
+        Recorder(sound(), sound(), sound()),
+        Script(said[:1], (), [*said[1:], FinalText("", 1.0, 1.0)], last=last),
+    )
     assert events == [Notice("listening", "Listening to Desk microphone at 16000 Hz."), *said, *last]
 
 
@@ -293,7 +294,7 @@ def likeness(text, other):
 
 
 @pytest.mark.usefixtures("sound_environment")
-def test_a_real_microphone_hears_what_is_played(sound_server):
+def test_a_real_microphone_hears_what_is_played(sound_server, clip):
     """The live text is exactly that of the samples which the device gave, and close to that of the file."""
     heard = []
 
@@ -305,7 +306,7 @@ def test_a_real_microphone_hears_what_is_played(sound_server):
     recognizer, recorder = Recognizer(), Microphone()
     live = Listener(lambda rate: Tee(recognizer, rate), recorder)
     events = []
-    player = threading.Thread(target=lambda: (sound_server.play(SAMPLE), live.stop()))
+    player = threading.Thread(target=lambda: (sound_server.play(clip), live.stop()))
     for event in live:
         if kinds([event]) == ["listening"]:
             player.start()
@@ -316,7 +317,7 @@ def test_a_real_microphone_hears_what_is_played(sound_server):
     stream = recognizer.stream(recorder.sample_rate, endpoints=True)
     stream.accept(np.concatenate(heard))
     assert text == stream.finish().text
-    assert likeness(text, recognizer.transcribe(SAMPLE).text) > 0.7
+    assert likeness(text, recognizer.transcribe(clip).text) > 0.7
 
 
 @pytest.mark.usefixtures("sound_environment")
@@ -325,3 +326,15 @@ def test_listen_opens_the_default_device():
         for event in live:
             assert event == Notice("listening", f"Listening to {live.device_name} at 44100 Hz.")
             break
+
+
+def test_hotwords_are_those_of_the_offline_recogniser(recognizer):
+    audio, texts = make_audio(12.0), []
+    for hotwords in ([], ["the the", "a"]):
+        stream = recognizer.stream(RATE, endpoints=True, hotwords=hotwords)
+        stream.accept(audio)
+        texts.append(stream.finish().text)
+        live = LocalTranscriber(recognizer, RATE, hotwords)
+        events = [*live.accept(audio), *live.finish()]
+        assert " ".join(event.text for event in events if isinstance(event, FinalText)) == texts[-1]
+    assert texts[0] != texts[1]

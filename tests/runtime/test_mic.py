@@ -12,28 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pyte
 import pytest
-import soundfile
 
 from onebest import Recognizer
 from onebest.cli import main
 
-ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "samples" / "librispeech-2412-153954-0000.flac"
 MIC = [sys.executable, "-c", "import sys; from onebest.cli import main; sys.exit(main())", "mic"]
 WAIT_SECONDS = 60.0
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The first four seconds of a sample."""
-    samples, sample_rate = soundfile.read(SAMPLE, stop=4 * 16000, dtype="float32")
-    path = tmp_path_factory.mktemp("clip") / "clip.wav"
-    soundfile.write(path, samples, sample_rate)
-    return path
 
 
 @pytest.fixture
@@ -77,14 +64,13 @@ def test_devices_are_listed(start):
     assert errors == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_plain_lines_a_file_and_a_program(start, sound_server, clip, tmp_path, number):
+def test_plain_lines_a_file_and_a_program(start, sound_server, clip, tmp_path):
     """A signal in the middle of a sentence: all that was said until then is everywhere."""
     path, copy = tmp_path / "talk.jsonl", tmp_path / "copy"
     process = start("--latency", 320, "--device", "pulse", "--output", path, "--command", f"cat > '{copy}'")
     assert process.stderr.readline() == "Listening to pulse at 44100 Hz.\n"
     sound_server.play(clip)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=WAIT_SECONDS)
     assert (process.returncode, errors) == (0, "")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -108,7 +94,7 @@ def test_a_killed_process_leaves_all_that_was_said(start, sound_server, clip, tm
     assert cues[-1] == ""
 
 
-def test_a_terminal_shows_text_while_it_is_said(start, sound_server, tmp_path):
+def test_a_terminal_shows_text_while_it_is_said(start, sound_server, clip):
     """A pseudo-terminal of 90 columns, read by an emulator while a sample is played."""
     screen = pyte.Screen(90, 20)
     stream = pyte.Stream(screen)
@@ -138,7 +124,7 @@ def test_a_terminal_shows_text_while_it_is_said(start, sound_server, tmp_path):
     wait_for(lambda: len(lines()) == 2)
     assert lines()[0].startswith("Listening to default")
     assert re.search(r"-100 dB +0\.\d s behind +default$", lines()[1])
-    player = threading.Thread(target=sound_server.play, args=[SAMPLE])
+    player = threading.Thread(target=sound_server.play, args=[clip])
     player.start()
     wait_for(lambda: re.match(r"[a-z]+ [a-z]+", lines()[1]))
     assert len(lines()) == 3
@@ -170,7 +156,7 @@ def test_a_program_that_ends_does_not_end_listening(start, sound_server, clip, t
     process = start("--latency", 320, "--command", "exit 3", "--output", path)
     assert process.stderr.readline().startswith("Listening")
     sound_server.play(clip)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=WAIT_SECONDS)
     assert "'exit 3' has ended" in errors
     assert process.returncode == 1

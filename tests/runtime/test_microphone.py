@@ -20,7 +20,6 @@ from onebest.devices import DEVICE_BUSY, INVALID_CHANNELS, INVALID_RATE, Device,
 from onebest.errors import DeviceError
 from onebest.microphone import AudioQueue, Microphone
 
-SAMPLE = Path(__file__).parents[2] / "samples" / "librispeech-1988-147956-0020.flac"
 HOST_ERROR = -9999
 
 
@@ -343,11 +342,11 @@ def read_until(recorder, done, seconds=20.0):
 
 
 @pytest.mark.usefixtures("sound_environment")
-def test_a_sound_server_that_dies_and_comes_back(sound_server):
+def test_a_sound_server_that_dies_and_comes_back(sound_server, clip):
     recorder = opened()
     try:
         read_until(recorder, lambda level: level == 0)
-        player = threading.Thread(target=sound_server.play, args=[SAMPLE])
+        player = threading.Thread(target=sound_server.play, args=[clip])
         player.start()
         read_until(recorder, lambda level: level > 0.05)
         player.join()

@@ -29,6 +29,7 @@ def test_public_names():
         "DataError",
         "DeviceError",
         "EndpointRule",
+        "Event",
         "FinalText",
         "Listener",
         "ModelError",

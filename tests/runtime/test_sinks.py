@@ -42,7 +42,7 @@ def test_text(tmp_path):
         "good morning every\n",
         "good morning\n",
         "good morning\nhow\n",
-        "good morning\n\n",
+        "good morning\n",
         "good morning\nhow are you\n",
     ]
 

@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="audio a step takes in; more is more accurate and later (default: the model's)",
     )
     parser.add_argument(
+        "--hotword",
+        action="append",
+        default=[],
+        metavar="PHRASE",
+        help="a word or phrase to expect; may be given again",
+    )
+    parser.add_argument(
         "--server",
         metavar="URL",
         help="let onebest serve recognise, at ws://host:port; a token is read from $ONEBEST_TOKEN",
@@ -75,10 +82,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _listen(arguments: argparse.Namespace) -> Listener:
-    if arguments.server:
-        return listen(server=arguments.server, device=arguments.device, latency_ms=arguments.latency)
-    recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency)
-    return listen(recognizer, device=arguments.device)
+    """Open the microphone, with the model loaded before it or the server found."""
+    recognizer = None
+    if not arguments.server:
+        recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency)
+    return listen(
+        recognizer,
+        device=arguments.device,
+        latency_ms=arguments.latency,
+        hotwords=arguments.hotword,
+        server=arguments.server,
+    )
 
 
 def _pass_on(listener: Listener, sinks: list[_Sink]) -> int:
