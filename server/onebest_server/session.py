@@ -231,13 +231,14 @@ class Session:
                         self.outlet.send(action.message)
                 case Close():
                     self._close(self._ending or action)
+                    return
                 case Keep():
                     self._keep = True
                 case Resume():
                     self._resume(action)
                 case _:
                     self._queue(action)
-            if self.closed or self._complete:
+            if self.closed:
                 return
 
     def _queue(self, work: Work) -> None:
