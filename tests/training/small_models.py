@@ -20,7 +20,7 @@ LENGTHS, LABELS = [12, 9, 7], [[3, 1, 1, 5], [2, 6], [4]]
 def make_model(seed: int = 0, width: int = 16, embedding_width: int = 0) -> Transducer:
     torch.manual_seed(seed)
     encoder = EncoderConfig(width, 2, 60, (BlockConfig(1, 24), BlockConfig(1, 16, 3)))
-    return Transducer(ModelConfig(encoder, VOCABULARY, 2, 8, 12, embedding_width))
+    return Transducer(ModelConfig(encoder, VOCABULARY, 2, 8, 12, embedding_width=embedding_width))
 
 
 def make_batch(lengths: list[int] = LENGTHS, labels: list[list[int]] = LABELS) -> Batch:
