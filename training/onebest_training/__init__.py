@@ -12,5 +12,6 @@ The stages, one file each:
 - ``batches``, ``augment``: the store -> batches in a fixed order, augmented
 - ``start``, ``trainer``, ``parallel``, ``checkpoint``, ``runlog``: batches -> a trained checkpoint and its log,
   resumable at any step, in one process or several (``onebest train``, ``onebest average``)
+- ``figures``, ``figure_data``: checkpoints and logs -> pictures (``onebest figure``)
 - ``decode``: a checkpoint -> text, for the error rate on dev while training
 """

@@ -11,7 +11,24 @@ from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
+from onebest.errors import DataError
 from onebest_training.checkpoint import Position
+
+Row = dict[str, Any]
+
+
+def read_rows(run: Path) -> list[Row]:
+    """Return the rows of a run's log; ``run`` is its folder, or the log itself.
+
+    Raises:
+        DataError: there is none, or a row in the middle is damaged.
+    """
+    path = run / "log.jsonl" if run.is_dir() else run
+    try:
+        rows = path.read_text("utf-8").splitlines()
+        return [json.loads(row) for row in rows if row is not rows[-1] or _step_of(row) < math.inf]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a run's log ({error}).") from error
 
 
 class RunLog:
