@@ -19,6 +19,9 @@ from onebest_server.limits import Limits
 from onebest_server.models import Models
 from onebest_server.server import Server, Settings
 
+#: A test that waits for ever fails instead.
+LONGEST_TEST_SECONDS = 20
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
@@ -54,7 +57,8 @@ def serving(models):
         server = Server(settings, models)
         await server.start()
         try:
-            yield server
+            async with asyncio.timeout(LONGEST_TEST_SECONDS):
+                yield server
         finally:
             hurry = asyncio.Event()
             hurry.set()

@@ -107,7 +107,7 @@ def test_onebest_at_another_latency(serving, models):
 
 
 def test_segments_of_speech_with_pauses(serving, say):
-    silence = np.zeros(16000 * 12, np.float32)
+    silence = np.zeros(16000 * 20, np.float32)
     audio = np.concatenate([make_audio(2.0), silence, make_audio(2.0, seed=1)])
     expected = say(audio)
     assert len(expected) > 1

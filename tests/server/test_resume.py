@@ -1,0 +1,327 @@
+"""A connection that breaks at any moment: with resume nothing is lost and nothing comes twice."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from clients import finals, url
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_model import make_audio
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from onebest.client import AsyncClient, Client, Outbox, ServerError
+from onebest.events import FinalText, Notice, PartialText
+
+AUDIO = make_audio(21.5)  # more than one segment
+
+
+async def talk(server, audio, cuts, length=8000):
+    """Talk with the server over connections that are torn after so many messages each; return the finals."""
+    session, finals, cuts = None, [], [*cuts, None]
+    for cut in cuts:
+        async with connect(url(server, "/onebest")) as socket:
+            try:
+                if session is None:
+                    await socket.send('{"type": "start"}')
+                    session = json.loads(await socket.recv())["session"]
+                    sent = 0
+                else:
+                    resume = {"type": "resume", "session": session, "segments": len(finals)}
+                    await socket.send(json.dumps(resume))
+                    sent = json.loads(await socket.recv())["acknowledged"]
+                    assert 0 <= sent <= len(audio)
+                talking = asyncio.create_task(say_from(socket, audio, sent, length))
+                count = 0
+                async for text in socket:
+                    message = json.loads(text)
+                    if message["type"] == "final":
+                        assert message["segment"] == len(finals)
+                        finals.append(message["text"])
+                    if message["type"] == "finished":
+                        assert message["segments"] == len(finals)
+                        assert message["seconds"] == len(audio) / 16000
+                        if cut is None:
+                            await talking
+                            return finals
+                    count += 1
+                    if count == cut:
+                        socket.transport.abort()
+            except ConnectionClosed:
+                pass
+            talking.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
+    raise AssertionError("the server did not finish")
+
+
+async def say_from(socket, audio, sent, length):
+    for start in range(sent, len(audio), length):
+        await socket.send(audio[start : start + length].tobytes())
+    await socket.send('{"type": "finish"}')
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 30), max_size=4))
+def test_connections_that_break(serving, say, cuts):
+    async def run():
+        async with serving() as server:
+            return await talk(server, AUDIO, cuts)
+
+    assert asyncio.run(run()) == say(AUDIO)
+
+
+def test_the_end_is_kept_for_who_did_not_hear_it(serving, say):
+    audio = AUDIO[:16000]
+
+    async def run():
+        async with serving() as server:
+            async with connect(url(server, "/onebest")) as socket:
+                await socket.send('{"type": "start"}')
+                session = json.loads(await socket.recv())["session"]
+                socket.transport.pause_reading()
+                await say_from(socket, audio, 0, 8000)
+                while not server.sessions.find(session)._complete:
+                    await asyncio.sleep(0.01)
+                socket.transport.abort()
+            async with connect(url(server, "/onebest")) as socket:
+                await socket.send(json.dumps({"type": "resume", "session": session, "segments": 0}))
+                messages = [json.loads(message) async for message in socket]
+            await asyncio.sleep(0.05)
+            return messages, len(server.sessions._all)
+
+    messages, left = asyncio.run(run())
+    assert [message["type"] for message in messages] == ["resumed", "final", "finished"]
+    assert finals(messages) == say(audio)
+    assert left == 0
+
+
+def test_a_connection_the_server_still_believes_in(serving, say):
+    audio = AUDIO[:32000]
+
+    async def run():
+        async with serving() as server, connect(url(server, "/onebest")) as dead:
+            await dead.send('{"type": "start"}')
+            session = json.loads(await dead.recv())["session"]
+            await dead.send(audio[:16000].tobytes())
+            await dead.recv()
+            async with connect(url(server, "/onebest")) as socket:
+                await socket.send(json.dumps({"type": "resume", "session": session, "segments": 0}))
+                have = json.loads(await socket.recv())["acknowledged"]
+                with contextlib.suppress(ConnectionClosed):
+                    await dead.send(audio[:16000].tobytes())
+                await say_from(socket, audio, have, 8000)
+                messages = [json.loads(message) async for message in socket]
+            await dead.wait_closed()
+            return have, messages, dead.close_code
+
+    have, messages, code = asyncio.run(run())
+    assert have == 16000
+    assert finals(messages) == say(audio)
+    assert code == 1008
+
+
+def lost_session(serving, limits, **resume):
+    async def run():
+        async with serving(**limits) as server:
+            async with connect(url(server, "/onebest")) as socket:
+                await socket.send('{"type": "start"}')
+                session = json.loads(await socket.recv())["session"]
+                socket.transport.abort()
+            await asyncio.sleep(0.8)
+            async with connect(url(server, "/onebest")) as socket:
+                asked = {"type": "resume", "session": session, "segments": 0, **resume}
+                await socket.send(json.dumps(asked))
+                return json.loads(await socket.recv())
+
+    return asyncio.run(run())
+
+
+def test_a_session_is_kept_for_its_time(serving):
+    assert lost_session(serving, {"detached_seconds": 60})["type"] == "resumed"
+    answer = lost_session(serving, {"detached_seconds": 0.1})
+    assert (answer["type"], answer["code"]) == ("error", 1008)
+
+
+@pytest.mark.parametrize(
+    "resume", [{"session": "0-guess"}, {"session": "7-x"}, {"session": ""}, {"segments": 5}]
+)
+def test_what_cannot_be_resumed(serving, resume):
+    answer = lost_session(serving, {}, **resume)
+    assert (answer["type"], answer["code"]) == ("error", 1008)
+
+
+def test_the_oldest_makes_room(serving):
+    async def run():
+        async with serving(detached=2) as server:
+            names = []
+            for _ in range(3):
+                async with connect(url(server, "/onebest")) as socket:
+                    await socket.send('{"type": "start"}')
+                    names.append(json.loads(await socket.recv())["session"])
+                    socket.transport.abort()
+                await asyncio.sleep(0.05)
+            return [server.sessions.find(name) is not None for name in names]
+
+    assert asyncio.run(run()) == [False, True, True]
+
+
+def test_a_client_that_closes_has_left(serving):
+    async def run():
+        async with serving() as server:
+            async with connect(url(server, "/onebest")) as socket:
+                await socket.send('{"type": "start"}')
+                await socket.recv()
+            await asyncio.sleep(0.05)
+            return len(server.sessions._all)
+
+    assert asyncio.run(run()) == 0
+
+
+class TestClient:
+    def test_texts(self, serving, say):
+        async def run():
+            async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
+                await client.send(AUDIO)
+                await client.finish()
+                return [event async for event in client]
+
+        events = asyncio.run(run())
+        texts = [event for event in events if isinstance(event, FinalText)]
+        assert [event.text for event in texts] == say(AUDIO)
+        assert any(isinstance(event, PartialText) for event in events)
+        assert texts[0].words[0].start == texts[0].start
+        assert texts[0].end <= texts[1].start
+
+    def test_connections_that_break(self, serving, say):
+        async def run():
+            async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
+                sending = asyncio.create_task(send_all(client))
+                texts, count, notices = [], 0, []
+                async for event in client:
+                    count += isinstance(event, PartialText)
+                    if isinstance(event, FinalText):
+                        texts.append(event.text)
+                    if isinstance(event, Notice):
+                        notices.append(event.kind)
+                    if isinstance(event, PartialText) and count in (3, 20, 40):
+                        for connection in list(server._admitted):
+                            connection.transport.abort()
+                await sending
+                return texts, notices
+
+        texts, notices = asyncio.run(run())
+        assert texts == say(AUDIO)
+        assert notices == ["connection", "connection"] * 3
+
+    def test_a_server_that_is_restarted(self, serving, say):
+        """The new server knows nothing: it gets the audio again from where the last segment ended."""
+
+        async def run():
+            async with serving() as first:
+                client = AsyncClient(f"ws://127.0.0.1:{first.port}")
+                await client.__aenter__()
+                sending = asyncio.create_task(client.send(AUDIO))
+                texts, events = [], aiter(client)
+                while len(texts) < 1:
+                    event = await anext(events)
+                    if isinstance(event, FinalText):
+                        texts.append(event)
+                first.sessions.stop()
+                for connection in list(first._admitted):
+                    connection.transport.abort()
+            async with serving(first_settings(first)):
+                await sending
+                await client.finish()
+                texts += [event async for event in events if isinstance(event, FinalText)]
+                await client.__aexit__(None, None, None)
+            return texts
+
+        first, *rest = asyncio.run(run())
+        again = round(first.end * 16000)
+        assert first.text == say(AUDIO)[0]
+        assert [event.text for event in rest] == say(AUDIO[again:])
+        assert rest[0].start >= first.end
+
+    def test_a_server_that_drains_is_followed_by_the_next(self, serving, say):
+        async def run():
+            async with serving(drain_seconds=0.1) as first:
+                client = AsyncClient(f"ws://127.0.0.1:{first.port}")
+                await client.__aenter__()
+                await client.send(AUDIO[:32000])
+                event = await anext(aiter(client))
+                assert isinstance(event, PartialText)
+                await first.drain()
+            async with serving(first_settings(first)):
+                await client.send(AUDIO[32000:64000])
+                await client.finish()
+                texts = [event.text async for event in client if isinstance(event, FinalText)]
+                await client.__aexit__(None, None, None)
+                return texts
+
+        assert asyncio.run(run()) == [*say(AUDIO[:32000]), *say(AUDIO[32000:64000])]
+
+    def test_without_asyncio(self, serving, say):
+        async def run():
+            async with serving() as server:
+                return await asyncio.to_thread(transcribe, server.port)
+
+        def transcribe(port):
+            with Client(f"ws://127.0.0.1:{port}/onebest", 16000) as client:
+                client.send(AUDIO[:32000])
+                client.finish()
+                return [event.text for event in client if isinstance(event, FinalText)]
+
+        assert asyncio.run(run()) == say(AUDIO[:32000])
+
+    def test_nobody_there(self):
+        async def run():
+            async with AsyncClient("ws://127.0.0.1:9", give_up_seconds=0.1) as client:
+                with pytest.raises(ServerError, match="onebest serve"):
+                    [event async for event in client]
+                with pytest.raises(ServerError):
+                    await client.send(AUDIO)
+
+        asyncio.run(run())
+
+    def test_a_refusal_is_no_reason_to_try_again(self, serving):
+        async def run():
+            async with serving() as server:
+                async with AsyncClient(f"ws://127.0.0.1:{server.port}/wrong") as client:
+                    with pytest.raises(ServerError, match="404"):
+                        [event async for event in client]
+                async with AsyncClient(f"ws://127.0.0.1:{server.port}", latency_ms=1) as client:
+                    with pytest.raises(ServerError, match="latency_ms"):
+                        [event async for event in client]
+
+        asyncio.run(run())
+
+
+async def send_all(client):
+    for start in range(0, len(AUDIO), 4000):
+        await client.send(AUDIO[start : start + 4000])
+    await client.finish()
+
+
+def first_settings(server):
+    """Return settings for another server at the same port."""
+    from onebest_server.server import Settings
+
+    return Settings(port=server.port)
+
+
+@given(st.lists(st.integers(0, 50)), st.integers(0, 500), st.integers(0, 60), st.integers(0, 500))
+def test_outbox(lengths, start, length, forgotten):
+    import numpy as np
+
+    outbox, everything = Outbox(), np.arange(sum(lengths), dtype=np.float32)
+    offset = 0
+    for size in lengths:
+        outbox.append(everything[offset : offset + size])
+        offset += size
+    forgotten = min(forgotten, offset)
+    outbox.forget(forgotten)
+    assert outbox.first <= forgotten
+    start = max(start, outbox.first)
+    assert outbox.read(start, length).tolist() == everything[start : start + length].tolist()
