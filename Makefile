@@ -8,9 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := benchmarks/results
+SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 
-.PHONY: setup test lint format types imports check bench bench-wer bench-decode bench-loss tables wheel clean
+.PHONY: setup system test lint format types imports check bench bench-wer bench-decode bench-mic bench-loss tables wheel clean
 
 setup: $(STAMP)
 
@@ -18,6 +19,13 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	touch $@
+
+# What the tests of microphones and windows need beside Python's packages: Debian's, so as root.
+system:
+	dpkg -s $(SYSTEM_PACKAGES) > /dev/null 2>&1 || { \
+	  apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES); \
+	}
 
 test: $(STAMP)
 	$(BIN)/pytest
@@ -39,7 +47,7 @@ imports: $(STAMP)
 check: lint types imports test
 
 # Each benchmark's last line is its result. DEV is a lhotse manifest or a folder laid out like LibriSpeech.
-bench: bench-loss bench-decode bench-wer
+bench: bench-loss bench-decode bench-mic bench-wer
 
 bench-loss: $(STAMP)
 	mkdir -p $(RESULTS)
@@ -50,6 +58,11 @@ bench-decode: $(STAMP)
 	mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/decode.py --audio $(SAMPLE) | tee $(RESULTS)/decode.tmp
 	tail -n 1 $(RESULTS)/decode.tmp > $(RESULTS)/decode.json && rm $(RESULTS)/decode.tmp
+
+bench-mic: $(STAMP)
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/mic.py --sound-server | tee $(RESULTS)/mic.tmp
+	tail -n 1 $(RESULTS)/mic.tmp > $(RESULTS)/mic.json && rm $(RESULTS)/mic.tmp
 
 bench-wer: $(STAMP)
 	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }

@@ -118,6 +118,13 @@ def loss_table(result: Results) -> str:
     return grid(head, rows) + f"\n\nForward and backward, one thread; {footnote(result)}."
 
 
+def mic_table(result: Results) -> str:
+    keys = ("seconds_to_listening", "slowest_seconds_to_listening", "processor_seconds")
+    row = ["onebest mic", *(f"{result[key]:.2f}" for key in keys)]
+    head = ["from start to listening", "seconds", "slowest", "processor time"]
+    return grid(head, [row]) + f"\n\n{result['repeats']} runs, median and slowest; {footnote(result)}."
+
+
 def shape(size: Results) -> str:
     sizes = ", ".join(str(size[axis]) for axis in ("batch", "frames", "labels", "vocabulary"))
     return sizes + (" (ragged)" if size["ragged"] else "")
@@ -135,7 +142,12 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-TABLES: dict[str, Callable[[Results], str]] = {"wer": wer_table, "decode": decode_table, "loss": loss_table}
+TABLES: dict[str, Callable[[Results], str]] = {
+    "wer": wer_table,
+    "decode": decode_table,
+    "mic": mic_table,
+    "loss": loss_table,
+}
 
 
 if __name__ == "__main__":

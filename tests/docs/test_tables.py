@@ -25,6 +25,13 @@ RESULTS = {
         "repeats": 11,
         **MACHINE,
     },
+    "mic": {
+        "seconds_to_listening": 0.512,
+        "slowest_seconds_to_listening": 0.7,
+        "processor_seconds": 0.4,
+        "repeats": 11,
+        **MACHINE,
+    },
     "loss": {
         "rows": [
             {
@@ -60,6 +67,7 @@ def test_figures_stand_in_their_tables(tables, folder):
     assert "| 640 ms | 25.0 | 33.0 |" in text
     assert "| seconds a second of audio, 1 thread | 0.0123 | 0.0200 |" in text
     assert "| cold start, seconds | 0.51 | 0.70 |\n| peak memory, MB | 101 | 150 |" in text
+    assert "| onebest mic | 0.51 | 0.70 | 0.40 |" in text
     assert "| 8, 400, 60, 500 | 900 | 4450 | 400 | 800 | 80 |" in text
     assert "\nold\n" not in text
     assert tables.fill(text, folder) == text
@@ -74,7 +82,9 @@ def test_a_missing_result_is_an_error_or_said_to_be_missing(tables, folder):
     assert "| 640 ms | 25.0 | 33.0 |" in text
 
 
-@pytest.mark.parametrize(("name", "key"), [("wer", "rows"), ("decode", "peak_memory"), ("loss", "machine")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("wer", "rows"), ("decode", "peak_memory"), ("mic", "repeats"), ("loss", "machine")]
+)
 def test_a_missing_figure_is_an_error(tables, folder, name, key):
     result = {k: value for k, value in RESULTS[name].items() if k != key}
     (folder / f"{name}.json").write_text(json.dumps(result))
