@@ -95,6 +95,24 @@ def test_what_cannot_be_used_is_left_out_and_counted(
     ]
 
 
+def test_sound_alone_needs_no_text(
+    corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: dict[int, dict[str, object]] = {
+        0: {"text": "abed " * 60},
+        1: {"text": None},
+        2: {"duration": 30.0},
+    }
+    store = copy_store(corpus.store, tmp_path / "store", changes)
+    with caplog.at_level(logging.WARNING):
+        kept = load_utterances(store, tokens, 20.0, SourceConfig("", labels="none"))
+    assert [record.message for record in caplog.records] == ["1 cuts left out: longer than 20 s"]
+    assert len(kept) == 47
+    assert all((utterance.text, utterance.labels) == ("", ()) for utterance in kept)
+    batch = pad_batch([u.store.read(u.cut) for u in kept[:2]], [0, 0], kept[:2])
+    assert (batch.labels.shape, batch.label_lengths.tolist()) == ((2, 0), [0, 0])
+
+
 def test_a_cut_of_several_segments_has_all_their_text(
     corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path
 ) -> None:
@@ -157,7 +175,7 @@ def test_padding_is_silence_and_lengths_cover_all_frames(utterances: list[Uttera
     batch = pad_batch(features, [0, 0, 0, 10], utterances[:4])
     assert batch.frame_lengths.tolist() == [1, 1, 5, 12]
     assert batch.features.shape == (4, SUBSAMPLING * 12 + PAD_FRAMES, 80)
-    assert batch.features.shape[0] * batch.features.shape[1] / 100 == batch.seconds
+    assert batch.seconds == pytest.approx(4 * 12 * 0.04)
     for row, frames in enumerate(features):
         assert (batch.features[row, : len(frames)] == 1.0).all()
         assert (batch.features[row, len(frames) :] == np.float32(SILENCE)).all()

@@ -85,6 +85,7 @@ def with_change(place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (("data", "train"), {"store": "a"}, "train: expected tuple"),
         (("model",), 3, "here: model: expected a table, got 3"),
         (("bf16",), 1, "here: bf16: expected bool, got 1"),
+        (("data", "train", 0, "labels"), "none", "labels at every source in data.train for only; without"),
         (("stages", 0, "loss"), {"path": 1.0}, "targets at a source in data.train for only. Make them"),
         (("stages", 0, "loss"), {"band_around": "path"}, "targets at a source in data.train for only"),
     ],

@@ -10,7 +10,7 @@ from tone_corpus import ToneCorpus, make_stage, tiny_config
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training.checkpoint import load_model
-from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, TrainConfig
+from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, SourceConfig, TrainConfig
 from onebest_training.encoder import Encoder
 from onebest_training.frozen_teacher import load_teacher
 from onebest_training.trainer import Trainer
@@ -84,6 +84,20 @@ def test_embeddings_first_then_all_else(corpus: ToneCorpus, tmp_path: Path) -> N
     other = replace(config, model=replace(config.model, embedding_width=8))
     with pytest.raises(ConfigError, match="does not fit the configured model"):
         Trainer(other, tmp_path / "third")
+
+
+def test_speech_without_text_teaches_what_needs_no_labels(corpus: ToneCorpus, tmp_path: Path) -> None:
+    write_encoder(tmp_path / "encoder.pt")
+    loss = LossConfig(
+        0.0, embedding=1.0, self_ctc=0.1, self_distillation=0.1, teacher=str(tmp_path / "encoder.pt")
+    )
+    stage = make_stage("a", 2, chunk_frames=(4,), loss=loss)
+    config = tiny_config(corpus, make_stage("", 1), log_steps=1, evaluate_steps=100)
+    data = replace(config.data, train=(SourceConfig(str(corpus.store), labels="none"),))
+    model = replace(config.model, embedding_width=128)
+    Trainer(replace(config, data=data, model=model, stages=(stage,)), tmp_path / "run").run()
+    rows = [row for row in read_log(tmp_path / "run") if "loss" in row]
+    assert all(row["embedding"] > 0 and row["self_ctc"] > 0 and row["left_out"] == 0 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,13 @@ def load_utterances(
     kept: list[Utterance] = []
     left_out: dict[str, int] = {}
     for cut in store.cuts:
-        text, labels = _reference(cut, tokens, targets, source.labels == "teacher")
+        text, labels = _reference(cut, tokens, targets, source.labels)
         weight = source.weights.get((cut.custom or {}).get("corpus", ""), source.default_weight)
         cause = _cause_to_leave_out(cut, labels, max_seconds)
         if targets is not None and cut.id not in targets:
             cause = "no target"
+        elif not labels and source.labels != "none":
+            cause = "no text"
         if cause:
             left_out[cause] = left_out.get(cause, 0) + 1
         elif weight > 0:
@@ -126,19 +128,18 @@ def open_targets(folder: str, tokens: TextEncoder) -> TargetStore | None:
 
 
 def _reference(
-    cut: Cut, tokens: TextEncoder, targets: TargetStore | None, teacher: bool
+    cut: Cut, tokens: TextEncoder, targets: TargetStore | None, whose: str
 ) -> tuple[str, tuple[int, ...]]:
-    """Return text and labels of a cut: its own, or the teacher's where it has none or ``teacher`` says so."""
-    text = cut_text(cut)
-    if targets is not None and cut.id in targets and (teacher or not text):
+    """Return text and labels of a cut: its own, or the teacher's where it has none or ``whose`` says so."""
+    text = "" if whose == "none" else cut_text(cut)
+    asks = whose == "teacher" or (whose == "text" and not text)
+    if targets is not None and cut.id in targets and asks:
         labels = targets.paths(cut.id)[0].reference
         return tokens.decode(list(labels)), labels
     return text, tuple(tokens.encode(text))
 
 
 def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float) -> str:
-    if not labels:
-        return "no text"
     if cut.duration > max_seconds:
         return f"longer than {max_seconds:g} s"
     if cut.custom["num_frames"] / SUBSAMPLING < FRAMES_PER_LABEL * len(labels) + 2:

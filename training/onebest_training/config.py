@@ -11,12 +11,14 @@ from onebest.frontend import NUM_BINS
 from onebest_training.strict import from_dict, require
 
 PREDICTORS = ("stateless", "lstm")
-LABELS = ("text", "teacher")
+LABELS = ("text", "teacher", "none")
 TRAINS = ("all", "heads", "new")
 BANDS = ("ctc", "path")
 #: All losses of a stage, and those that are zero at full context.
 SELF_LOSSES = ("self_distillation", "self_ctc", "self_joiner")
 LOSSES = ("ctc", "transducer", *SELF_LOSSES, "path", "collapsed", "lattice", "sequence", "embedding")
+#: Those that look at the sound alone.
+LOSSES_WITHOUT_LABELS = ("self_distillation", "self_ctc", "embedding")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class SourceConfig:
         default_weight: the weight of a corpus that ``weights`` does not name.
         targets: folder of a teacher's targets for the store's cuts, or empty. A cut without one is left out.
         labels: "text" to learn the cuts' own text, or the teacher's where they have none; "teacher" to learn
-            what the teacher hears everywhere.
+            what the teacher hears everywhere; "none" to learn from the sound alone, text or not.
     """
 
     store: str
@@ -121,7 +123,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require(min(self.default_weight, *self.weights.values(), 1.0) >= 0, "weights of 0 or more")
         require(self.labels in LABELS, f"labels to be one of {', '.join(LABELS)}, not {self.labels!r}")
-        require(self.labels == "text" or self.targets != "", "targets where labels are the teacher's")
+        require(self.labels != "teacher" or self.targets != "", "targets where labels are the teacher's")
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,11 @@ class LossConfig:
         require(bool(self.teacher) or not by_teacher, "a teacher for collapsed, lattice or embedding")
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether a loss is about what is said."""
+        return any(getattr(self, name) > 0 for name in LOSSES if name not in LOSSES_WITHOUT_LABELS)
+
+    @property
     def needs_targets(self) -> bool:
         """Whether a loss or setting is about stored targets."""
         by_weight = self.path > 0 or self.sequence > 0
@@ -367,6 +374,13 @@ class TrainConfig:
         require(
             found or not distilled,
             f"targets at a source in data.train for {', '.join(distilled)}. Make them with: onebest targets",
+        )
+        reading = [stage.name for stage in self.stages if stage.loss.needs_labels]
+        silent = any(source.labels == "none" for source in self.data.train)
+        require(
+            not (silent and reading),
+            f"labels at every source in data.train for {', '.join(reading)}; without labels there can be "
+            f"{', '.join(LOSSES_WITHOUT_LABELS)}",
         )
 
 
