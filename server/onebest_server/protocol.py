@@ -52,6 +52,10 @@ class ProtocolError(OnebestError, ValueError):
 # Actions: what a protocol asks of its session.
 
 
+#: Tokens of one word lie up to so far apart; a shorter silence would end segments inside words.
+SHORTEST_SILENCE_MS = 400
+
+
 @dataclass(frozen=True)
 class Open:
     """Begin an utterance.

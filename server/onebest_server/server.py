@@ -21,6 +21,7 @@ from onebest_server.limits import Limits
 from onebest_server.models import Models
 from onebest_server.protocol import GOING_AWAY, Handshake
 from onebest_server.sessions import Sessions
+from onebest_server.wyoming import WyomingListener
 
 #: Time that the last texts and closes get when the server stops.
 STOP_SECONDS = 10.0
@@ -47,6 +48,10 @@ class Settings:
         certificate: PEM file with the chain for TLS; None is no TLS.
         key: PEM file with its key; None if the certificate's file has it.
         log_text: whether the log may have what was said.
+        wyoming_port: port for clients of Wyoming; None is no such port. Wyoming knows neither tokens nor TLS.
+
+    Raises:
+        ConfigError: a port for Wyoming beside tokens, which its clients would not need.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +66,11 @@ class Settings:
     certificate: Path | None = None
     key: Path | None = None
     log_text: bool = False
+    wyoming_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.wyoming_port is not None and self.tokens:
+            raise ConfigError("Wyoming knows no tokens: serve it without tokens, in a process of its own.")
 
     @property
     def access(self) -> Access:
@@ -94,6 +104,7 @@ class Server:
 
     Attributes:
         port: the port, once started.
+        wyoming_port: that of Wyoming, once started.
         sessions: its sessions.
     """
 
@@ -101,7 +112,7 @@ class Server:
         limits = settings.limits
         self._settings, self._limits = settings, limits
         self._worker, self._peers = worker, peers
-        self.port = settings.port
+        self.port, self.wyoming_port = settings.port, settings.wyoming_port
         self.sessions = Sessions(
             models,
             limits,
@@ -112,6 +123,7 @@ class Server:
         )
         metrics = self.sessions.metrics
         handshake = Handshake(latencies_ms=models.latencies_ms, limits=limits)
+        self._wyoming = WyomingListener(self.sessions, handshake, limits)
         self._front = Front(settings.access, metrics, handshake, limits.clients)
         self._doorway = Doorway(limits.handshakes, metrics)
         self._admitted: set[ServerConnection] = set()
@@ -138,6 +150,9 @@ class Server:
                 path = peer_path(self._peers, self._worker)
                 path.unlink(missing_ok=True)
                 self._listeners.append(await unix_serve(self._converse, str(path), **self._options()))
+            if self.wyoming_port is not None:
+                host, shared = self._settings.host, self._settings.workers > 1
+                self.wyoming_port = await self._wyoming.start(host, self.wyoming_port, shared)
         except OSError:
             await self._stop()
             raise
@@ -164,12 +179,13 @@ class Server:
         """Answer a request, or admit it."""
         assert isinstance(connection, ClientConnection)
         self._admitted = {taken for taken in self._admitted if not taken.transport.is_closing()}
-        self._front.room = self._limits.clients - len(self._admitted)
+        self._front.room = self._limits.clients - len(self._admitted) - len(self._wyoming.connections)
         trusted = len(self._listeners) > 1 and connection.server is self._listeners[1]
         answer = self._front.answer(request, self.sessions.new_name(), trusted)
         if isinstance(answer, Response):
             return answer
         self._admitted.add(connection)
+        self._wyoming.room = self._limits.clients - len(self._admitted)
         connection.admitted = answer
         return None
 
@@ -183,6 +199,7 @@ class Server:
             await converse(connection, session, outlet, self._peers)
         finally:
             self._admitted.discard(connection)
+            self._wyoming.room = self._limits.clients - len(self._admitted)
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Stop without losing a text: no new clients; running ones may end, then get what they have.
@@ -191,6 +208,7 @@ class Server:
             hurry: once set, running clients are not waited for.
         """
         self._front.draining = True
+        self._wyoming.close()
         for listener in self._listeners:
             listener.close(close_connections=False)
         self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN, busy=False)
@@ -201,13 +219,15 @@ class Server:
         self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
-                while self._admitted:
+                while self._admitted or self._wyoming.connections:
                     await asyncio.sleep(0.05)
         await self._stop()
 
     async def _stop(self) -> None:
         for listener in self._listeners:
             listener.close(close_connections=False)
+        self._wyoming.close()
+        self._wyoming.abort()
         self._doorway.abort()
         for connection in self._admitted:
             connection.transport.abort()

@@ -354,7 +354,7 @@ class TestOnebest:
 
 @pytest.mark.parametrize("kind", PROTOCOLS.values())
 def test_every_protocol_closes_when_it_fails_and_bears_the_rest(kind):
-    protocol = kind(Handshake())
+    protocol = kind(Handshake(query={"encoding": "linear16", "sample_rate": "16000"}))
     assert list(protocol.handle(Failed(1008, "why")))[-1] == Close(1008, "why")
     for event in (Behind(3.0), Accepted((), NOTHING, 0.0)):
         assert all(isinstance(action, Send) for action in protocol.handle(event))

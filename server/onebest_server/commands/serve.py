@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM: serve with TLS"
     )
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM (default: in --tls-cert)")
+    parser.add_argument(
+        "--wyoming-port",
+        type=int,
+        metavar="PORT",
+        help="port for clients of Wyoming, such as Home Assistant, usually 10300 (default: none)",
+    )
     parser.add_argument("--log-text", action="store_true", help="write what was said to the log")
     add_limit_arguments(parser)
 
@@ -61,11 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(
-        f"Open http{'s' if settings.certificate else ''}://{host}:{settings.port}/ in a browser.", flush=True
-    )
+    scheme = "https" if settings.certificate else "http"
     try:
-        return run_server(settings)
+        return run_server(
+            settings, lambda port: print(f"Open {scheme}://{host}:{port}/ in a browser.", flush=True)
+        )
     except OSError as error:
         raise ConfigError(f"Cannot serve at {settings.host}:{settings.port}: {error.strerror}.") from error
 
@@ -91,6 +97,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         certificate=arguments.tls_cert,
         key=arguments.tls_key,
         log_text=arguments.log_text,
+        wyoming_port=arguments.wyoming_port,
     )
 
 
