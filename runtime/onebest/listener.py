@@ -31,7 +31,7 @@ RETRY_SECONDS = 0.5
 #: More than this is worth a notice, and less than the second is not being late any more.
 BEHIND_SECONDS, CAUGHT_UP_SECONDS = 2.0, 0.5
 #: So many seconds of zeros at the start are worth a notice.
-SILENT_SECONDS = 3.0
+SILENT_SECONDS = 10.0
 #: No segment is longer than this, so times before that are asked for no more.
 LONGEST_SEGMENT_SECONDS = 60.0
 #: The level of digital silence in dB; a sine of full scale has -3.

@@ -168,8 +168,8 @@ def test_falling_behind_is_told_once():
 
 def test_digital_silence_is_told_once():
     silence = Block(np.zeros(RATE, np.float32))
-    assert kinds(run(Recorder(*[silence] * 9), Script())) == ["listening", "silent"]
-    assert kinds(run(Recorder(sound(), *[silence] * 9), Script())) == ["listening"]
+    assert kinds(run(Recorder(*[silence] * 15), Script())) == ["listening", "silent"]
+    assert kinds(run(Recorder(sound(), *[silence] * 15), Script())) == ["listening"]
 
 
 def test_the_level_is_in_decibels():
