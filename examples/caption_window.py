@@ -52,7 +52,9 @@ class CaptionWindow(tk.Tk):
         if isinstance(event, onebest.Notice):
             self.caption["text"] = event.message
             return
-        text = f"{self._said} {event.text}".strip()[-SHOWN_CHARACTERS:]
+        text = f"{self._said} {event.text}".strip()
+        if len(text) > SHOWN_CHARACTERS:
+            text = text[-SHOWN_CHARACTERS:].partition(" ")[2]
         if isinstance(event, onebest.FinalText):
             self._said = text
         self.caption["text"] = text

@@ -321,11 +321,14 @@ def test_a_real_microphone_hears_what_is_played(sound_server, clip):
 
 
 @pytest.mark.usefixtures("sound_environment")
-def test_listen_opens_the_default_device():
+def test_what_is_said_before_the_loop_begins_is_kept(sound_server, clip):
     with listen(latency_ms=320) as live:
-        for event in live:
-            assert event == Notice("listening", f"Listening to {live.device_name} at 44100 Hz.")
-            break
+        sound_server.play(clip)
+        live.stop()
+        first, *events = live
+    assert first == Notice("listening", f"Listening to {live.device_name} at 44100 Hz.")
+    assert 8 <= len(events[-1].text.split()) <= 18
+    assert 0 < events[-1].start < events[-1].end
 
 
 def test_hotwords_are_those_of_the_offline_recogniser(recognizer):
