@@ -25,6 +25,7 @@ from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS, check_spec
 from onebest.graph import Graph, Port
 from onebest.layout import SUBSAMPLING, Cache, Layout, read_layout
+from onebest.models import find_model
 from onebest.search import Context
 from onebest.vocabulary import Vocabulary, parse_vocabulary
 
@@ -175,13 +176,13 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
     """Load and check the model in a folder.
 
     Args:
-        folder: where the model's files are.
+        folder: where the model's files are, or OWNER/NAME of one that ``onebest pull`` fetched.
         threads: threads of the encoder; decoder and joiner are too small to share out.
 
     Raises:
         ModelError: a file is missing, altered or damaged, or the parts do not fit each other.
     """
-    folder = Path(folder)
+    folder = find_model(folder)
     card = read_card(folder)
     files = find_files(folder, card)
     vocabulary = parse_vocabulary(files.tokens.read_bytes(), str(files.tokens))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,12 @@ class Graph:
         try:
             session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class of their own
-            raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). Get it again.") from error
+            raise ModelError(
+                f"{path} cannot be loaded ({_first_line(error)}). "
+                "Get it again, or update onebest if the file is newer."
+            ) from error
         names = tuple(port.name for port in session.get_inputs())
-        mixes_batch = _DYNAMIC_STEPS in path.read_bytes()
-        return cls(path, session, names, mixes_batch, session.get_modelmeta().custom_metadata_map)
+        return cls(path, session, names, _contains(path, _DYNAMIC_STEPS), session.get_modelmeta().custom_metadata_map)
 
     def run(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         """Return all outputs in their order.
@@ -148,6 +151,12 @@ class Graph:
                         f"tensor({element}) {['any' if axis is None else axis for axis in shape]}. Export it "
                         "again, or choose the chunk length and left context it was made for."
                     )
+
+
+def _contains(path: Path, word: bytes) -> bool:
+    """Return whether a file has these bytes, without reading it into memory."""
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(word) >= 0
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Words with times -> subtitles, short enough to be read while they are heard, and their SRT spelling."""
+"""Words with times -> subtitles, short enough to be read while they are heard, spelled as SRT or WebVTT."""
 
 from __future__ import annotations
 
@@ -41,7 +41,13 @@ def make_cues(words: Sequence[Word]) -> list[Cue]:
 
 def format_srt(number: int, cue: Cue) -> str:
     """Return a cue as a block of an SRT file; the first is number 1."""
-    return f"{number}\n{_clock(cue.start)} --> {_clock(cue.end)}\n{cue.text}\n\n"
+    return f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{cue.text}\n\n"
+
+
+def format_vtt(cue: Cue) -> str:
+    """Return a cue as a block of a WebVTT file."""
+    text = cue.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{text}\n\n"
 
 
 def _group(words: Sequence[Word]) -> Iterator[list[Word]]:
@@ -66,7 +72,7 @@ def _wrap(words: Sequence[Word]) -> list[str]:
     return lines
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: float, point: str) -> str:
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60000)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02},{milliseconds % 1000:03}"
+    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onebest.results import Word
-from onebest.subtitles import CUE_LINES, CUE_SECONDS, LINE_CHARACTERS, Cue, format_srt, make_cues
+from onebest.subtitles import CUE_LINES, CUE_SECONDS, LINE_CHARACTERS, Cue, format_srt, format_vtt, make_cues
 
 
 @st.composite
@@ -48,3 +48,9 @@ def test_a_cue_stays_a_little_after_its_last_word():
 def test_times_are_written_as_srt_wants_them(seconds, clock):
     block = format_srt(7, Cue("a\nb", seconds, seconds))
     assert re.fullmatch(rf"7\n{clock} --> {clock}\na\nb\n\n", block)
+
+
+def test_vtt_has_points_and_no_markup():
+    assert format_vtt(Cue("a <b> & c\nd", 1.5, 3661.25)) == (
+        "00:00:01.500 --> 01:01:01.250\na &lt;b&gt; &amp; c\nd\n\n"
+    )

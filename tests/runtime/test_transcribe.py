@@ -13,6 +13,7 @@ from tiny_model import make_audio
 
 from onebest.cli import main
 from onebest.recognizer import DEFAULT_MODEL
+from onebest.subtitles import format_srt, format_vtt, make_cues
 from onebest.terminal import LiveLine, draw_bar
 
 AUDIO = make_audio(1.5)
@@ -46,8 +47,9 @@ def test_several_files_carry_their_names(transcribe, recognizer, file):
     assert transcribe(file, file) == (0, [f"{file}: {text}"] * 2, [])
 
 
-def test_json(transcribe, recognizer, file):
-    status, lines, errors = transcribe(file, "--json")
+@pytest.mark.parametrize("option", ["--json", "--format=json"])
+def test_json(transcribe, recognizer, file, option):
+    status, lines, errors = transcribe(file, option)
     result = recognizer.transcribe(AUDIO)
     assert (status, errors) == (0, [])
     assert [json.loads(line) for line in lines] == [
@@ -55,9 +57,59 @@ def test_json(transcribe, recognizer, file):
             "file": str(file),
             "duration": 1.5,
             "text": result.text,
+            "words": [
+                {
+                    "word": word.text,
+                    "start": round(word.start, 2),
+                    "end": round(word.end, 2),
+                    "confidence": round(word.confidence, 3),
+                }
+                for word in result.words
+            ],
             "tokens": [{"token": token.token, "start": token.start} for token in result.tokens],
         }
     ]
+
+
+def test_subtitles(transcribe, recognizer, file):
+    cues = make_cues(recognizer.transcribe(AUDIO).words)
+    srt, vtt = (transcribe(file, "--format", name) for name in ("srt", "vtt"))
+    assert "\n".join(srt[1]) + "\n" == "".join(format_srt(n, cue) for n, cue in enumerate(cues, 1))
+    assert "\n".join(vtt[1]) + "\n" == "WEBVTT\n\n" + "".join(map(format_vtt, cues))
+    assert cues
+
+
+def test_one_file_goes_to_the_output(transcribe, recognizer, file, tmp_path):
+    target = tmp_path / "new" / "text.txt"
+    assert transcribe(file, "--output", target) == (0, [], [])
+    assert target.read_text() == recognizer.transcribe(AUDIO).text + "\n"
+    assert [path.name for path in target.parent.iterdir()] == ["text.txt"]
+
+
+def test_several_files_go_to_a_folder(transcribe, file, tmp_path):
+    (tmp_path / "b.wav").write_bytes(file.read_bytes())
+    (tmp_path / "bad.wav").write_bytes(b"")
+    files = (file, tmp_path / "b.wav", tmp_path / "bad.wav")
+    status, lines, errors = transcribe(*files, "--format", "srt", "--output", tmp_path / "out")
+    assert (status, lines, len(errors)) == (1, [], 1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.srt", "b.srt"]
+    assert transcribe(file, "--output", tmp_path / "out") == (0, [], [])
+    assert (tmp_path / "out" / "a.txt").is_file()
+
+
+def test_outputs_that_cannot_be(transcribe, file, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.flac").write_bytes(file.read_bytes())
+    for arguments, says in [
+        ((file, file, "--format", "vtt"), "Subtitles of several files need a file each"),
+        ((file, file, "--output", file), "is a file, but there are several to write"),
+        ((file, other / "a.flac", "--output", tmp_path / "out"), "Several files would be written to"),
+        ((file, "--output", file / "text.txt"), "cannot be written"),
+    ]:
+        status, lines, (error,) = transcribe(*arguments)
+        assert (status, lines) == (1, [])
+        assert says in error
 
 
 def test_standard_input(transcribe, recognizer, file, monkeypatch):

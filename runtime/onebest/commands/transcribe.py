@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
-from onebest.audio import read_timed_blocks
+from onebest.audio import STANDARD_INPUT, read_timed_blocks
 from onebest.cli import Command
-from onebest.errors import AudioError
+from onebest.errors import AudioError, ConfigError
+from onebest.formats import FORMATS
 from onebest.recognizer import Recognizer
 from onebest.results import Result
 from onebest.terminal import LiveLine
@@ -26,14 +28,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="WAV, FLAC, OGG, Opus or MP3 of any sample rate; - is standard input",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a file, times in seconds")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="plain",
+        help="plain text, one JSON object a file, or subtitles (default: plain)",
+    )
+    parser.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="the same as --format json"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="write to this file, or for several files into this folder, a file each",
+    )
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads for the model (default: 1)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that choose the model and its latency."""
-    parser.add_argument("--model", type=Path, metavar="DIR", help="the model's folder (default: what ships)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="the model's folder, or OWNER/NAME of a fetched one (default: what ships)",
+    )
     parser.add_argument(
         "--chunk-ms",
         type=int,
@@ -43,44 +64,77 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what each file says, a line a file; return 1 if one of them could not be read.
+    """Print or write what each file says; return 1 if one of them could not be read.
 
-    With several files each line starts with the file's name and a colon.
+    Printed as plain text, each of several files is a line that starts with the file's name and a colon.
     """
+    outputs = _outputs(arguments)
     recognizer = Recognizer(arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads)
+    format_result, _ = FORMATS[arguments.format]
     status = 0
-    for path in arguments.files:
+    for path, output in zip(arguments.files, outputs, strict=True):
         try:
-            result = _transcribe(recognizer, path)
+            result = _transcribe(recognizer, path, sys.stdout if output is None else sys.stderr)
         except AudioError as error:
             print(f"onebest transcribe: {error}", file=sys.stderr)
             status = 1
             continue
-        prefix = f"{_printable(path)}: " if len(arguments.files) > 1 else ""
-        print(_to_json(path, result) if arguments.json else prefix + result.text, flush=True)
+        content = format_result(_printable(path), result)
+        if output is None:
+            has_name = len(arguments.files) > 1 and arguments.format == "plain"
+            print((f"{_printable(path)}: " if has_name else "") + content, end="", flush=True)
+        else:
+            _write_whole(output, content)
     return status
 
 
-def _transcribe(recognizer: Recognizer, path: str) -> Result:
+def _outputs(arguments: argparse.Namespace) -> list[Path | None]:
+    """Return for each file the one to write to, or None where it is printed.
+
+    Raises:
+        ConfigError: two files would go to one place, or several subtitles to standard output.
+    """
+    files, output = arguments.files, arguments.output
+    if output is None:
+        if len(files) > 1 and arguments.format in ("srt", "vtt"):
+            raise ConfigError("Subtitles of several files need a file each. Name a folder with --output.")
+        return [None] * len(files)
+    if len(files) == 1 and not output.is_dir():
+        return [output]
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file, but there are several to write. Name a folder with --output.")
+    ending = FORMATS[arguments.format][1]
+    stems = ["standard-input" if path == STANDARD_INPUT else Path(path).stem for path in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise ConfigError(
+            f"Several files would be written to {output / twice[0]}{ending}. Transcribe them one by one."
+        )
+    return [output / f"{stem}{ending}" for stem in stems]
+
+
+def _write_whole(path: Path, content: str) -> None:
+    """Write a file that is there complete or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(content, "utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}). Name another place with --output.") from error
+
+
+def _transcribe(recognizer: Recognizer, path: str, terminal: TextIO) -> Result:
     stream = recognizer.stream()
-    with LiveLine(sys.stdout) as line:
+    with LiveLine(terminal) as line:
         for block in read_timed_blocks(path):
             partial = stream.accept(block.samples)
             is_long = block.duration >= LONG_FILE_SECONDS
             line.show(partial.text, block.end / block.duration if is_long else None)
         return stream.finish()
-
-
-def _to_json(path: str, result: Result) -> str:
-    tokens = [{"token": token, "start": round(start, 2)} for token, start, _ in result.tokens]
-    return json.dumps(
-        {
-            "file": _printable(path),
-            "duration": round(result.duration, 3),
-            "text": result.text,
-            "tokens": tokens,
-        }
-    )
 
 
 def _printable(path: str) -> str:

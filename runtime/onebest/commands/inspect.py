@@ -1,0 +1,77 @@
+"""``onebest inspect``: a bundle -> what it is, and whether it is sound."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from onebest.bundle import FRAME_MS, Bundle, load_bundle
+from onebest.card import find_files
+from onebest.cli import Command
+from onebest.recognizer import DEFAULT_MODEL
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "model", nargs="?", type=Path, help="folder, or OWNER/NAME of a fetched model (default: what ships)"
+    )
+    parser.add_argument("--json", action="store_true", help="print it all as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load the bundle, which checks it, and print what it says of itself."""
+    described = describe(load_bundle(arguments.model or DEFAULT_MODEL))
+    print(json.dumps(described, indent=2) if arguments.json else format_description(described))
+    return 0
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Return what a bundle is: its sizes and files as they are, and its card."""
+    files = find_files(bundle.folder, bundle.card)
+    paths = {part: getattr(files, part) for part in ("encoder", "decoder", "joiner", "tokens")}
+    return {
+        "name": bundle.name,
+        "folder": str(bundle.folder),
+        "bytes": {path.name: path.stat().st_size for path in paths.values()},
+        "chunk_ms": bundle.sizes.chunk_frames * FRAME_MS,
+        "left_context": bundle.sizes.left_context,
+        "tokens": bundle.sizes.vocab_size,
+        "card": bundle.card,
+    }
+
+
+def format_description(described: dict[str, Any]) -> str:
+    """Return the most of it as lines of text."""
+    card, size = described["card"], sum(described["bytes"].values()) / 1e6
+    training, architecture = card.get("training", {}), card.get("architecture", {})
+    corpora = ", ".join(entry["corpus"] for entry in training.get("data", []))
+    rows = {
+        "name": described["name"],
+        "folder": described["folder"],
+        "files": f"{len(described['bytes'])}, {size:.1f} MB, "
+        + ("as their card says" if card else "no card to compare with"),
+        "language": card.get("language"),
+        "precision": architecture.get("precision"),
+        "chunk": f"{described['chunk_ms']} ms",
+        "left context": described["left_context"] and f"{described['left_context'] * 40 / 1000:g} s",
+        "vocabulary": f"{described['tokens']} tokens",
+        "trained with": training.get("audio_hours") and f"{training['audio_hours']} hours: {corpora}",
+        "limits": card.get("limits"),
+        "license": card.get("license"),
+    }
+    lines = [f"{key:13} {value}" for key, value in rows.items() if value]
+    return "\n".join([*lines, *_format_error_rates(card.get("wer", {}))])
+
+
+def _format_error_rates(rates: dict[str, Any]) -> list[str]:
+    found = {name: row for name, row in rates.items() if isinstance(row, dict)}
+    return [
+        f"{'WER % ' + name:13} " + ", ".join(f"{corpus} {rate:.1f}" for corpus, rate in row.items())
+        for name, row in found.items()
+    ]
+
+
+command = Command("say what a model is, and check it", add_arguments, run)

@@ -1,0 +1,101 @@
+"""Bundles from the Hugging Face hub: fetched whole, checked against their card's hashes, then put in place.
+
+The only part of onebest that uses the internet. When a download was cut off, files that came whole are not
+fetched again; a model in use is replaced only by one that is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from onebest.bundle import load_bundle
+from onebest.card import find_files, read_card
+from onebest.errors import ModelError
+from onebest.models import fetched_folder
+
+_CARD = "card.json"
+
+
+def pull(name: str, revision: str | None = None) -> Path:
+    """Fetch a bundle and return its folder, which ``Recognizer(name)`` finds from then on.
+
+    Args:
+        name: OWNER/NAME.
+        revision: a branch, a tag or a commit; None is the main branch.
+
+    Raises:
+        ModelError: there is no such bundle, the hub cannot be reached, or what came is not what its card
+            says. What was there before is left as it was.
+    """
+    target = fetched_folder(name)
+    staging = target.with_name(f".{target.name}.partial")
+    staging.mkdir(parents=True, exist_ok=True)
+    card = _fetch(name, _CARD, revision, staging)
+    if _is_same(card, target):
+        shutil.rmtree(staging)
+        return target
+    for file in _file_names(card):
+        _fetch(name, file, revision, staging)
+    try:
+        load_bundle(staging)
+    except ModelError as error:
+        shutil.rmtree(staging)
+        raise ModelError(f"{name}: what came is no sound bundle ({error}). Nothing was kept.") from error
+    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    _replace(staging, target)
+    return target
+
+
+def _fetch(name: str, file: str, revision: str | None, folder: Path) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{name} cannot be fetched: {error}. Install what it needs: pip install 'onebest[hub]'"
+        ) from error
+    try:
+        path = hf_hub_download(
+            name, file, revision=revision, local_dir=folder, endpoint=os.environ.get("HF_ENDPOINT")
+        )
+    except Exception as error:  # of the hub's library, of its HTTP client, or of the system
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"{name}: {file} could not be fetched ({reason}). "
+            "Check the name and the network, and pull again: what has come is kept."
+        ) from error
+    return Path(path)
+
+
+def _is_same(card: Path, target: Path) -> bool:
+    """Whether the target is there, is sound, and has this card."""
+    try:
+        find_files(target, read_card(target))
+    except ModelError:
+        return False
+    return (target / _CARD).read_bytes() == card.read_bytes()
+
+
+def _file_names(card: Path) -> list[str]:
+    """Return the names of the files that a card lists.
+
+    Raises:
+        ModelError: it lists none, or one that is no plain name.
+    """
+    read_card(card.parent)
+    files = json.loads(card.read_text("utf-8")).get("files")
+    names = [entry.get("file") for entry in files.values()] if isinstance(files, dict) else []
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise ModelError(f"{card} lists no files that could be fetched. Name another model.")
+    return names
+
+
+def _replace(source: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
