@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +112,8 @@ def find_devices(portaudio: Any) -> Iterator[Device]:
 
 def restart(portaudio: Any) -> None:
     """Make PortAudio look for devices anew; it has no other way."""
-    portaudio._terminate()
+    with suppress(portaudio.PortAudioError):  # it is not running if it failed to start the last time
+        portaudio._terminate()
     portaudio._initialize()
 
 

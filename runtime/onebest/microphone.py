@@ -20,6 +20,7 @@ import numpy.typing as npt
 from onebest.devices import (
     INVALID_CHANNELS,
     INVALID_RATE,
+    Device,
     error_code,
     explain_error,
     find_device,
@@ -130,9 +131,9 @@ class Microphone:
         queue_seconds: float = QUEUE_SECONDS,
     ):
         self._portaudio = load_portaudio()
-        self._wanted_device, self._wanted_rate, self._queue_seconds = device, sample_rate, queue_seconds
+        self._wanted_rate, self._queue_seconds = sample_rate, queue_seconds
         self._stream: Any = None
-        self._find()
+        self._choose(find_device(list(find_devices(self._portaudio)), device))
 
     @property
     def waiting_seconds(self) -> float:
@@ -173,13 +174,13 @@ class Microphone:
         """
         for look_anew in (False, True):
             self.close()
-            if look_anew:
-                restart(self._portaudio)
             try:
-                self._find()
-                self.open()
-                return True
-            except DeviceError:
+                if look_anew:
+                    restart(self._portaudio)
+                if self._find_again():
+                    self.open()
+                    return True
+            except (DeviceError, self._portaudio.PortAudioError):
                 continue
         return False
 
@@ -193,11 +194,15 @@ class Microphone:
         if stream is not None:
             stream.close()
 
-    def _find(self) -> None:
-        wanted = self._wanted_device
-        self.device = find_device(list(find_devices(self._portaudio)), wanted)
-        if not isinstance(wanted, str) and wanted is not None:
-            self._wanted_device = self.device.name  # a number may be another device's once this one is lost
+    def _find_again(self) -> bool:
+        """Look for the device by its name: its number may be another's once it was lost."""
+        found = (device for device in find_devices(self._portaudio) if device.name == self.device.name)
+        if device := next(found, None):
+            self._choose(device)
+        return device is not None
+
+    def _choose(self, device: Device) -> None:
+        self.device = device
         self._set_rate(self._rates()[0])
 
     def _rates(self) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ class FakePortAudio:
         self.devices = [self.device("Loudspeaker", 0), self.device("USB Microphone", 2)]
         self.refuse = lambda channels, rate: None
         self.restarts = 0
+        self.starts = True
         self.streams = []
 
     @staticmethod
@@ -60,9 +61,12 @@ class FakePortAudio:
 
     def _terminate(self):
         self.restarts += 1
+        if not self.starts:
+            raise PortAudioError("PortAudio not initialized", -10000)
 
     def _initialize(self):
-        assert self.restarts
+        if not self.starts:
+            raise PortAudioError("Error initializing PortAudio", HOST_ERROR)
 
 
 class FakeStream:
@@ -314,18 +318,34 @@ def test_a_device_that_stalls_is_lost(portaudio, monkeypatch):
     assert recorder.is_lost
 
 
-def test_a_lost_device_is_found_by_its_name_under_another_number(portaudio):
-    recorder = opened(device=1)
+@pytest.mark.parametrize("wanted", [None, 1, "usb"])
+def test_a_lost_device_is_found_by_its_name_under_another_number(portaudio, wanted):
+    """Another one is not taken in its place, not even as the new default."""
+    recorder = opened(device=wanted)
     portaudio.streams[0].close()
-    microphones, portaudio.devices = portaudio.devices, portaudio.devices[:1]
+    microphones, others = portaudio.devices, [FakePortAudio.device("Loudspeaker", 0)]
+    others += [FakePortAudio.device(name, 1) for name in ("Webcam", "USB Microphone 2")]
+    portaudio.devices = others
     assert not recorder.reopen()
     assert portaudio.restarts == 1
-    portaudio.devices = [FakePortAudio.device("Webcam", 1), *microphones]
+    portaudio.devices = others + microphones
     assert recorder.reopen()
     assert portaudio.restarts == 1
-    assert portaudio.streams[-1].options["device"] == 2
+    assert portaudio.streams[-1].options["device"] == 4
     portaudio.streams[-1].feed(0.5)
     assert len(recorder.read(0).samples) == 882
+
+
+def test_a_device_that_is_back_and_still_busy_is_tried_again(portaudio):
+    recorder = opened()
+    portaudio.streams[0].close()
+    portaudio.refuse = lambda channels, rate: PortAudioError("Device unavailable", DEVICE_BUSY)
+    assert not recorder.reopen()
+    portaudio.starts = False
+    assert not recorder.reopen()
+    assert not recorder.reopen()
+    portaudio.starts, portaudio.refuse = True, lambda channels, rate: None
+    assert recorder.reopen()
 
 
 # A real PortAudio device
