@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -30,14 +31,19 @@ MOST_SHORT_LIVES = 5
 _LOG = logging.getLogger(__name__)
 
 
-def run_process(settings: Settings, worker: int = 0, peers: Path | None = None) -> None:
+def run_process(
+    settings: Settings,
+    worker: int = 0,
+    peers: Path | None = None,
+    announce: Callable[[int], None] | None = None,
+) -> None:
     """Serve in this process until SIGTERM or SIGINT, then drain; a second signal hurries."""
     set_up_logs()
     models = Models(settings.model, settings.chunk_ms)
-    asyncio.run(_serve(Server(settings, models, worker, peers)))
+    asyncio.run(_serve(Server(settings, models, worker, peers), announce))
 
 
-async def _serve(server: Server) -> None:
+async def _serve(server: Server, announce: Callable[[int], None] | None) -> None:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -55,7 +61,9 @@ async def _serve(server: Server) -> None:
 
         loop.add_reader(sentinel, follow_parent)
     await server.start()
-    _LOG.info(f"serving at {server.port}")
+    if announce is not None:
+        announce(server.port)
+    _LOG.info("serving")
     await stop.wait()
     _LOG.info("stopping")
     await server.drain(hurry)
@@ -65,10 +73,15 @@ class Supervisor:
     """Workers that share a port; one that dies is started again.
 
     Raises:
+        ModelError: the workers could not load the model.
+        ConfigError: the workers could not use the certificate.
         OSError: the port is taken or not allowed.
     """
 
     def __init__(self, settings: Settings):
+        set_up_logs()
+        Models(settings.model, settings.chunk_ms)
+        settings.make_tls()
         self._port_holder = _hold_port(settings.host, settings.port)
         self._settings = replace(settings, port=self._port_holder.getsockname()[1])
         self._folder = Path(tempfile.mkdtemp(prefix="onebest-"))
@@ -135,7 +148,8 @@ class Supervisor:
         self._stop(signal.SIGTERM, None)
         for process in self._processes.values():
             process.join()
-        return int(gave_up or any(process.exitcode for process in self._processes.values()))
+        fine = (0, -signal.SIGTERM)  # the latter of a worker that was not up yet and had no clients
+        return int(gave_up or any(process.exitcode not in fine for process in self._processes.values()))
 
 
 def _hold_port(host: str, port: int) -> socket.socket:
@@ -152,9 +166,16 @@ def _hold_port(host: str, port: int) -> socket.socket:
     return holder
 
 
-def run_server(settings: Settings) -> int:
-    """Serve with as many processes as the settings say; return the exit status."""
+def run_server(settings: Settings, announce: Callable[[int], None]) -> int:
+    """Serve with as many processes as the settings say; return the exit status.
+
+    Args:
+        settings: see ``Settings``.
+        announce: called with the port once it is bound.
+    """
     if settings.workers == 1:
-        run_process(settings)
+        run_process(settings, announce=announce)
         return 0
-    return Supervisor(settings).run()
+    supervisor = Supervisor(settings)
+    announce(supervisor.port)
+    return supervisor.run()

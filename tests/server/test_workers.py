@@ -1,0 +1,222 @@
+"""``onebest serve`` as a command: worker processes, one of them killed, a signal to stop, what it prints."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from clients import finals
+from tiny_model import make_audio
+from websockets.asyncio.client import connect
+
+from onebest.cli import main
+from onebest.client import AsyncClient
+from onebest.events import FinalText
+
+AUDIO = make_audio(6.0)
+ONEBEST = Path(sys.executable).with_name("onebest")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.getLogger("websockets").setLevel(logging.NOTSET)
+
+
+@contextmanager
+def serve(model, *options):
+    """Run the command; give the process and its port once it is ready."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [ONEBEST, "serve", "--port", "0", "--model", model, *options]
+    with subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
+            wait_until(lambda: is_ready(port))
+            yield process, port
+        finally:
+            process.kill()
+
+
+def is_ready(port):
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def entries(process):
+    """Return what the process has logged, once it has ended."""
+    return [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
+
+
+def workers_of(process):
+    """Return the ids of a process's workers."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+
+
+async def start(port):
+    """Open a connection to /onebest and start; return it with its session's name."""
+    connection = await connect(f"ws://127.0.0.1:{port}/onebest")
+    await connection.send('{"type": "start"}')
+    return connection, json.loads(await connection.recv())["session"]
+
+
+async def start_at(port, worker):
+    """Open connections until one is at that worker."""
+    while True:
+        connection, session = await start(port)
+        if session.startswith(f"{worker}-"):
+            return connection, session
+        await connection.close()
+
+
+async def finish(connection, samples):
+    await connection.send(samples.tobytes())
+    await connection.send('{"type": "finish"}')
+    return finals([json.loads(message) async for message in connection])
+
+
+def test_one_process_drains_on_a_signal(tiny_folder, say):
+    with serve(tiny_folder) as (process, port):
+
+        async def run():
+            connection, _ = await start(port)
+            await connection.send(AUDIO[:16000].tobytes())
+            await connection.recv()
+            process.terminate()
+            return await finish(connection, AUDIO[16000:])
+
+        assert asyncio.run(run()) == say(AUDIO)
+        assert process.wait(20) == 0
+        assert [entry["event"] for entry in entries(process)] == [
+            "serving",
+            "session begins",
+            "stopping",
+            "session ends",
+        ]
+
+
+def test_a_worker_is_killed(tiny_folder, say):
+    """Our client begins again with another worker; the clients of the other worker notice nothing."""
+    with serve(tiny_folder, "--workers", 2) as (process, port):
+        wait_until(lambda: len(workers_of(process)) == 2)
+
+        async def run():
+            victim, survivor = await start_at(port, 0), await start_at(port, 1)
+            clients = [AsyncClient(f"ws://127.0.0.1:{port}") for _ in range(4)]
+            for client in clients:
+                await client.__aenter__()
+                await client.send(AUDIO[:32000])
+                await anext(aiter(client))
+            await survivor[0].send(AUDIO[:32000].tobytes())
+            os.kill(workers_of(process)[0], signal.SIGKILL)
+            await victim[0].wait_closed()
+            for client in clients:
+                await client.send(AUDIO[32000:])
+                await client.finish()
+            texts = [[e.text async for e in client if isinstance(e, FinalText)] for client in clients]
+            for client in clients:
+                await client.__aexit__(None, None, None)
+            return texts, await finish(survivor[0], AUDIO[32000:])
+
+        texts, survivor = asyncio.run(run())
+        assert texts == [say(AUDIO)] * 4
+        assert survivor == say(AUDIO)
+        wait_until(lambda: len(workers_of(process)) == 2)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "a worker ended" in [entry["event"] for entry in entries(process)]
+
+
+def test_a_session_is_resumed_at_its_worker_through_the_other(tiny_folder, say):
+    with serve(tiny_folder, "--workers", 2) as (process, port):
+
+        async def run():
+            first, session = await start_at(port, 1)
+            await first.send(AUDIO[:32000].tobytes())
+            await first.recv()
+            first.transport.abort()
+            for _ in range(8):  # some of these reach the other worker
+                lost, _ = await resume(session)
+                lost.transport.abort()
+            connection, acknowledged = await resume(session)
+            assert acknowledged == 32000
+            return await finish(connection, AUDIO[32000:])
+
+        async def resume(session):
+            connection = await connect(f"ws://127.0.0.1:{port}/onebest")
+            await connection.send(json.dumps({"type": "resume", "session": session, "segments": 0}))
+            return connection, json.loads(await connection.recv())["acknowledged"]
+
+        assert asyncio.run(run()) == say(AUDIO)
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        assert float(re.search(r'onebest_sessions_total{path="/onebest"} (\S+)', metrics)[1]) >= 10
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_that_is_taken(tiny_folder, capsys, workers):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ["--port", str(port), "--model", str(tiny_folder), "--workers", str(workers)]
+        assert main(["serve", *options]) == 1
+        assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "missing"], "missing"),
+        (["--model", "missing", "--workers", "2"], "missing"),
+        (["--workers", "0"], "one worker"),
+        (["--token-file", "missing"], "missing"),
+        (["--tls-cert", "missing"], "missing"),
+    ],
+)
+def test_wrong_settings(capsys, options, said):
+    assert main(["serve", "--port", "0", *options]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--queue-seconds", "0"], ["--batch", "1.5"], ["--clients", "x"]])
+def test_wrong_limits(capsys, options):
+    with pytest.raises(SystemExit):
+        main(["serve", *options])
+    assert options[0] in capsys.readouterr().err
+
+
+def test_a_warning_where_everybody_may_connect(tiny_folder):
+    with serve(tiny_folder, "--host", "0.0.0.0") as (process, _):
+        process.terminate()
+        process.wait(20)
+        assert "no token is set" in process.stderr.read()
