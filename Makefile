@@ -8,10 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := benchmarks/results
-SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool
+SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 
-.PHONY: setup system test lint format types imports check bench bench-wer bench-decode bench-mic bench-loss tables wheel clean
+.PHONY: setup system test lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-kd tables wheel clean
 
 setup: $(STAMP)
 
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	touch $@
 
-# What the tests of microphones and windows need beside Python's packages: Debian's, so as root.
+# What the tests of microphones, windows and pages need beside Python's packages: Debian's, so as root.
 system:
 	dpkg -s $(SYSTEM_PACKAGES) > /dev/null 2>&1 || { \
 	  apt-get update -qq; \
@@ -69,6 +69,11 @@ bench-wer: $(STAMP)
 	mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/wer.py $(DEV) | tee $(RESULTS)/wer.tmp
 	tail -n 1 $(RESULTS)/wer.tmp > $(RESULTS)/wer.json && rm $(RESULTS)/wer.tmp
+
+# Days of two cores; what is finished is used again. WHISPER is Whisper base's folder, ENCODER the student's weights.
+bench-kd: $(STAMP)
+	@test -n "$(DATA)" || { echo "make bench-kd DATA=FOLDER WHISPER=FOLDER ENCODER=FILE" >&2; exit 1; }
+	$(BIN)/python benchmarks/kd_table.py $(DATA) --whisper $(WHISPER) --encoder $(ENCODER)
 
 # The README's tables, from the results above.
 tables: $(STAMP)

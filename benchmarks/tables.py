@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +126,32 @@ def mic_table(result: Results) -> str:
     return grid(head, [row]) + f"\n\n{result['repeats']} runs, median and slowest; {footnote(result)}."
 
 
+def kd_table(result: Results) -> str:
+    runs: dict[str, list[Results]] = {}
+    for row in result["rows"]:
+        runs.setdefault(row["name"], []).append(row)
+    rows = []
+    for name, seeds in runs.items():
+        first = seeds[0]
+        rates = [run["wer"]["overall"] for run in seeds]
+        delays = [run["emission_delay_ms"] for run in seeds if run["emission_delay_ms"]]
+        times = [
+            f"{mean([delay[part] for delay in delays]):.0f}" if delays else "" for part in ("p50", "p90")
+        ]
+        hours = [f"{first[part]:.1f}" for part in ("labelled_hours", "unlabelled_hours")]
+        spread = f" ({min(rates):.1f} to {max(rates):.1f})" if len(rates) > 1 else ""
+        rows.append([f"{name}: {first['targets']}", *hours, f"{mean(rates):.1f}{spread}", *times])
+    head = ["student, targets", "labelled, h", "unlabelled, h", "WER %", "delay p50, ms", "p90, ms"]
+    gains = []
+    for key, paper in result["paper"].items():
+        ours, spread = result["werr"][key], result["werr_spread"][key]
+        figure = "" if ours is None else f"{ours:.1f} ({spread[0]:.1f} to {spread[1]:.1f})"
+        gains.append([key.replace("_", ", "), figure, f"{paper:.1f}"])
+    steps = f"{result['rows'][0]['steps']} steps each; of several seeds, mean and range; {footnote(result)}."
+    reduction = grid(["relative reduction of WER, %", "here", "paper"], gains)
+    return f"{grid(head, rows)}\n\n{reduction}\n\n{steps}"
+
+
 def shape(size: Results) -> str:
     sizes = ", ".join(str(size[axis]) for axis in ("batch", "frames", "labels", "vocabulary"))
     return sizes + (" (ragged)" if size["ragged"] else "")
@@ -147,6 +174,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "decode": decode_table,
     "mic": mic_table,
     "loss": loss_table,
+    "kd_table": kd_table,
 }
 
 

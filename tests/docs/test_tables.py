@@ -43,6 +43,21 @@ RESULTS = {
         **MACHINE,
     },
 }
+SEEDS = [
+    {"name": "a-baseline-offline", "targets": "none", "seed": 1, "wer": {"overall": 40.0}},
+    {"name": "b-path-offline", "targets": "one-best path", "seed": 1, "wer": {"overall": 30.0}},
+    {"name": "b-path-offline", "targets": "one-best path", "seed": 2, "wer": {"overall": 32.0}},
+]
+RESULTS["kd_table"] = {
+    "rows": [
+        {**row, "labelled_hours": 4.64, "unlabelled_hours": 0.0, "steps": 2000, "emission_delay_ms": delay}
+        for row, delay in zip(SEEDS, [None, {"p50": 40, "p90": 120}, {"p50": 60, "p90": 160}], strict=True)
+    ],
+    "paper": {"labelled_offline": 11.5, "labelled_streaming": 6.8},
+    "werr": {"labelled_offline": 22.5, "labelled_streaming": None},
+    "werr_spread": {"labelled_offline": [20.0, 25.0], "labelled_streaming": None},
+    **MACHINE,
+}
 TEXT = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n\n" for name in RESULTS)
 
 
@@ -69,6 +84,9 @@ def test_figures_stand_in_their_tables(tables, folder):
     assert "| cold start, seconds | 0.51 | 0.70 |\n| peak memory, MB | 101 | 150 |" in text
     assert "| onebest mic | 0.51 | 0.70 | 0.40 |" in text
     assert "| 8, 400, 60, 500 | 900 | 4450 | 400 | 800 | 80 |" in text
+    assert "| a-baseline-offline: none | 4.6 | 0.0 | 40.0 |  |  |" in text
+    assert "| b-path-offline: one-best path | 4.6 | 0.0 | 31.0 (30.0 to 32.0) | 50 | 140 |" in text
+    assert "| labelled, offline | 22.5 (20.0 to 25.0) | 11.5 |\n| labelled, streaming |  | 6.8 |" in text
     assert "\nold\n" not in text
     assert tables.fill(text, folder) == text
 
