@@ -137,7 +137,7 @@ class Job:
         if self._cancelled:
             return None
         try:
-            while self._queue and not (self._stream and self._stream.ready):
+            while self._queue and not self._stream_waits():
                 self._take(self._queue.popleft())
         except AudioError as error:
             self.fail(INVALID_DATA, str(error))
@@ -145,6 +145,10 @@ class Job:
             _LOG.exception("work failed")
             self.fail(INTERNAL, FAILED)
         return self._stream if self._stream and self._stream.ready and not self._failed else None
+
+    def _stream_waits(self) -> bool:
+        """Whether the stream has a chunk to be decoded or a final result to be collected."""
+        return self._stream is not None and (self._stream.ready or self._stream.result.is_final)
 
     def _take(self, entry: _Entry) -> None:
         work = entry.work
