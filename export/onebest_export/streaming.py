@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS
 from onebest_training.encoder import MASKED, PAD_FRAMES, SUBSAMPLING, Attention, Block, Convolution, Stem
-from onebest_training.transducer import Transducer
+from onebest_training.transducer import Predictor, Transducer
 
 #: The count of frames falls to about this from twice this: beyond any left context, exact in float32.
 LONGEST_COUNT = 2**20
@@ -71,6 +72,11 @@ class StreamingEncoder(nn.Module):
     def __init__(self, model: Transducer):
         super().__init__()
         self.encoder, self.projection = model.encoder, model.projection
+        if not (isinstance(model.encoder.stem, Stem) and isinstance(model.predictor, Predictor)):
+            raise ModelError(
+                "a model on a pre-trained encoder or with an LSTM predictor cannot be exported. "
+                "Export its student."
+            )
         self.stem = WindowedStem(model.encoder.stem)
         period = len(model.encoder.positions)
         self.wrap = LONGEST_COUNT // period * period

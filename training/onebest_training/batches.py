@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 
 from onebest.cuts import Cut
 from onebest.errors import ConfigError, DataError
-from onebest.frontend import NUM_BINS, SILENCE, FloatArray
+from onebest.frontend import FloatArray
 from onebest_training.augment import augment
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.distillation import TargetBatch, collate_paths
-from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
-from onebest_training.features import FeatureStore
+from onebest_training.encoder import FRAMES_PER_SECOND
+from onebest_training.features import LOG_MEL, FeatureStore, Layout
 from onebest_training.speech import cut_text
 from onebest_training.targets import TargetStore, TeacherPath
 from onebest_training.vocabulary import TextEncoder
@@ -31,19 +31,26 @@ from onebest_training.vocabulary import TextEncoder
 log = logging.getLogger(__name__)
 #: Utterances must have at least this many encoder frames a label, or no alignment exists.
 FRAMES_PER_LABEL = 1.0
-FRAMES_PER_SECOND = 100
+
+
+class TeacherInput(NamedTuple):
+    """What a teacher reads of a batch's utterances: features [B, T, width], and frames of each [B]."""
+
+    features: Tensor
+    frame_lengths: Tensor
 
 
 class Batch(NamedTuple):
     """Utterances padded to one length.
 
     Attributes:
-        features: [B, 4T+3, 80], silence behind each utterance.
+        features: [B, 4T+3, 80], silence behind each utterance; a teacher's are [B, T, width].
         frame_lengths: valid encoder frames, [B].
         labels: [B, U], 0 behind each utterance's labels.
         label_lengths: [B].
         texts: the normalised references.
         targets: a teacher's paths; None where no source of the run has any.
+        teacher: what a teacher reads instead of the features; None where the sources have none.
     """
 
     features: Tensor
@@ -52,22 +59,24 @@ class Batch(NamedTuple):
     label_lengths: Tensor
     texts: list[str]
     targets: TargetBatch | None = None
+    teacher: TeacherInput | None = None
 
     @property
     def seconds(self) -> float:
         """The audio in it, with the silence behind the utterances."""
-        return self.features.shape[0] * self.features.shape[1] / FRAMES_PER_SECOND
+        return len(self.features) * int(self.frame_lengths.max()) / FRAMES_PER_SECOND
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         features, frame_lengths, labels, label_lengths = (part.to(device) for part in self[:4])
         targets = None if self.targets is None else self.targets.to(device)
-        return Batch(features, frame_lengths, labels, label_lengths, self.texts, targets)
+        teacher = self.teacher and TeacherInput(*(part.to(device) for part in self.teacher))
+        return Batch(features, frame_lengths, labels, label_lengths, self.texts, targets, teacher)
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A cut with where its features are and what is said."""
+    """A cut with where its features are, what is said, and where its cut in a teacher's store is."""
 
     cut: Cut
     store: FeatureStore
@@ -75,6 +84,7 @@ class Utterance:
     labels: tuple[int, ...]
     weight: float
     targets: TargetStore | None = None
+    teacher: tuple[FeatureStore, Cut] | None = None
 
 
 def load_utterances(
@@ -94,20 +104,24 @@ def load_utterances(
     """
     source = source or SourceConfig("")
     targets = open_targets(source.targets, tokens)
+    teacher = FeatureStore(Path(source.teacher_store)) if source.teacher_store else None
+    teacher_cuts = {cut.id: (teacher, cut) for cut in teacher.cuts} if teacher else {}
     kept: list[Utterance] = []
     left_out: dict[str, int] = {}
     for cut in store.cuts:
         text, labels = _reference(cut, tokens, targets, source.labels)
         weight = source.weights.get((cut.custom or {}).get("corpus", ""), source.default_weight)
-        cause = _cause_to_leave_out(cut, labels, max_seconds)
+        cause = _cause_to_leave_out(cut, labels, max_seconds, store.layout)
         if targets is not None and cut.id not in targets:
             cause = "no target"
         elif not labels and source.labels != "none":
             cause = "no text"
+        elif teacher and cut.id not in teacher_cuts:
+            cause = "not in the teacher's store"
         if cause:
             left_out[cause] = left_out.get(cause, 0) + 1
         elif weight > 0:
-            kept.append(Utterance(cut, store, text, labels, weight, targets))
+            kept.append(Utterance(cut, store, text, labels, weight, targets, teacher_cuts.get(cut.id)))
     for cause, count in left_out.items():
         log.warning("%d cuts left out: %s", count, cause)
     return kept
@@ -139,10 +153,10 @@ def _reference(
     return text, tuple(tokens.encode(text))
 
 
-def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float) -> str:
+def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float, layout: Layout) -> str:
     if cut.duration > max_seconds:
         return f"longer than {max_seconds:g} s"
-    if cut.custom["num_frames"] / SUBSAMPLING < FRAMES_PER_LABEL * len(labels) + 2:
+    if cut.custom["num_frames"] / layout.subsampling < FRAMES_PER_LABEL * len(labels) + 2:
         return "more text than the audio can hold"
     return ""
 
@@ -172,6 +186,30 @@ def plan_pass(utterances: list[Utterance], batch_seconds: float, seed: int, numb
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
+def pad_frames(features: list[FloatArray], tails: list[int], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Pad what an encoder reads of utterances to one length.
+
+    Args:
+        features: [F, width] of each.
+        tails: 10 ms frames of silence behind each, beyond what fills its last encoder frame; none where the
+            layout knows no silence.
+        layout: of the features.
+
+    Returns:
+        [B, subsampling * T + pad, width], and the encoder frames of each, [B].
+    """
+    rows = [tail * layout.rate // LOG_MEL.rate if layout.has_silence else 0 for tail in tails]
+    lengths = [
+        max(1, -(-(len(f) + tail - layout.pad) // layout.subsampling))
+        for f, tail in zip(features, rows, strict=True)
+    ]
+    size = (len(features), layout.subsampling * max(lengths) + layout.pad, layout.width)
+    padded = np.full(size, layout.fill, np.float32)
+    for row, frames in enumerate(features):
+        padded[row, : len(frames)] = frames
+    return torch.from_numpy(padded), torch.tensor(lengths)
+
+
 def pad_batch(
     features: list[FloatArray], tails: list[int], utterances: list[Utterance], with_targets: bool = False
 ) -> Batch:
@@ -184,23 +222,26 @@ def pad_batch(
         with_targets: whether the batch has targets although none of its utterances may have one.
     """
     with_targets = with_targets or any(u.targets is not None for u in utterances)
-    lengths = [
-        max(1, -(-(len(f) + tail - PAD_FRAMES) // SUBSAMPLING))
-        for f, tail in zip(features, tails, strict=True)
-    ]
-    padded = np.full((len(features), SUBSAMPLING * max(lengths) + PAD_FRAMES, NUM_BINS), SILENCE, np.float32)
+    padded, lengths = pad_frames(features, tails, utterances[0].store.layout)
     labels = torch.zeros(len(features), max(len(u.labels) for u in utterances), dtype=torch.int64)
-    for row, (frames, utterance) in enumerate(zip(features, utterances, strict=True)):
-        padded[row, : len(frames)] = frames
+    for row, utterance in enumerate(utterances):
         labels[row, : len(utterance.labels)] = torch.tensor(utterance.labels)
     return Batch(
-        torch.from_numpy(padded),
-        torch.tensor(lengths),
+        padded,
+        lengths,
         labels,
         torch.tensor([len(u.labels) for u in utterances]),
         [u.text for u in utterances],
         collate_paths([_paths(u) for u in utterances]) if with_targets else None,
+        _teacher_input([u.teacher for u in utterances if u.teacher is not None]),
     )
+
+
+def _teacher_input(teachers: list[tuple[FeatureStore, Cut]]) -> TeacherInput | None:
+    if not teachers:
+        return None
+    features = [store.read(cut) for store, cut in teachers]
+    return TeacherInput(*pad_frames(features, [0] * len(features), teachers[0][0].layout))
 
 
 def _paths(utterance: Utterance) -> list[TeacherPath]:
@@ -213,7 +254,8 @@ class PassDataset(Dataset[Batch]):
     """The batches of one pass, by index; the run's seed and the pass's number decide everything.
 
     Raises:
-        ConfigError: the augmentation changes speed although there are targets.
+        ConfigError: the augmentation changes speed although there are targets, or a store does not hold
+            log-mel features.
     """
 
     def __init__(
@@ -231,6 +273,8 @@ class PassDataset(Dataset[Batch]):
             raise ConfigError(
                 "a change of speed moves words away from where targets have them. Set speed to 0."
             )
+        if augmentation != AugmentConfig() and any(u.store.layout != LOG_MEL for u in utterances):
+            raise ConfigError("augmentation works on log-mel features only. Leave it out for a teacher.")
         self.plan = plan_pass(utterances, config.batch_seconds, *seed_and_number)
 
     def __len__(self) -> int:
@@ -240,11 +284,15 @@ class PassDataset(Dataset[Batch]):
         """Return batch ``index``; its augmentation depends on the seed, the pass and the index alone."""
         rng = np.random.default_rng((*self._seed, index))
         utterances = [self._utterances[number] for number in self.plan[index]]
-        features = [
-            augment(u.store.read(u.cut), self._augmentation, self._draw_noise(rng), rng) for u in utterances
-        ]
+        features = [self._read(utterance, rng) for utterance in utterances]
         tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(utterances))]
         return pad_batch(features, tails, utterances, self._with_targets)
+
+    def _read(self, utterance: Utterance, rng: np.random.Generator) -> FloatArray:
+        features = utterance.store.read(utterance.cut)
+        if utterance.store.layout != LOG_MEL:
+            return features
+        return augment(features, self._augmentation, self._draw_noise(rng), rng)
 
     def _draw_noise(self, rng: np.random.Generator) -> FloatArray | None:
         if self._noise is None or not self._augmentation.noise_probability:

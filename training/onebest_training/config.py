@@ -51,6 +51,9 @@ class EncoderConfig:
         blocks: runs of blocks from the bottom up.
         dropout: probability of dropping a channel of what a block adds, in training.
         layer_drop: probability of leaving out what a part of a block adds, in training.
+        pretrained: "FAMILY:SOURCE" of a pre-trained encoder below, for a teacher; empty for log-mel features.
+        inputs: width of its frames of 40 ms, of which each holds several of its own.
+        frozen: whether the stores hold its frames; otherwise they hold samples, and it trains along.
     """
 
     width: int = 384
@@ -59,12 +62,16 @@ class EncoderConfig:
     blocks: tuple[BlockConfig, ...] = (BlockConfig(4, 1536), BlockConfig(2, 768, 9))
     dropout: float = 0.0
     layer_drop: float = 0.0
+    pretrained: str = ""
+    inputs: int = NUM_BINS
+    frozen: bool = True
 
     def __post_init__(self) -> None:
+        require(self.inputs > 0, "inputs above 0")
         require(self.width > 2 and self.width % 2 == 0, "an even width")
         require(self.heads > 0 and self.width % self.heads == 0, "heads that share the width evenly")
         require(self.position_period > 0 and self.position_period % 2 == 0, "an even position_period")
-        require(len(self.blocks) > 0, "at least one run of blocks")
+        require(len(self.blocks) > 0 or self.pretrained != "", "at least one run of blocks")
         require(0 <= self.dropout < 1 and 0 <= self.layer_drop < 1, "dropout and layer_drop from 0 to 1")
 
 
@@ -112,6 +119,8 @@ class SourceConfig:
         targets: folder of a teacher's targets for the store's cuts, or empty. A cut without one is left out.
         labels: "text" to learn the cuts' own text, or the teacher's where they have none; "teacher" to learn
             what the teacher hears everywhere; "none" to learn from the sound alone, text or not.
+        teacher_store: store of the same cuts with what a teacher that runs along reads (``onebest prepare
+            --front-end``), or empty where it reads the same as the student.
     """
 
     store: str
@@ -119,6 +128,7 @@ class SourceConfig:
     default_weight: float = 1.0
     targets: str = ""
     labels: str = "text"
+    teacher_store: str = ""
 
     def __post_init__(self) -> None:
         require(min(self.default_weight, *self.weights.values(), 1.0) >= 0, "weights of 0 or more")
@@ -156,6 +166,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(len(self.train) > 0, "at least one store to train on")
+        stores = {bool(source.teacher_store) for source in self.train}
+        require(len(stores) == 1, "a teacher_store at every source of train or at none")
         require(self.dev_cuts > 0, "dev_cuts above 0")
         require(min(self.batch_seconds, self.max_seconds) > 0, "batch_seconds and max_seconds above 0")
         require(min(self.tail_frames, self.workers) >= 0, "tail_frames and workers of 0 or more")
@@ -219,8 +231,8 @@ class LossConfig:
         collapsed, lattice: divergence from the teacher at each node of the band or lattice, over blank, next
             label and the rest, or over the whole vocabulary; need a ``teacher``.
         sequence: divergence over the N-best hypotheses of stored targets, by their log-probabilities.
-        embedding: squared error of a projection of the encoder's output against the teacher's; needs a
-            ``teacher`` and ``model.embedding_width``.
+        embedding: squared error of a projection of the encoder's output against that of ``teacher``, or
+            without one against the sources' ``teacher_store``; needs ``model.embedding_width``.
         band_around: "ctc" for the CTC head's path, or "path" for the teacher's where there is one.
         shift: tau, frames of 40 ms by which the student may be later than its teacher; not at full context.
         window: shifts up to tau of which ``path`` takes the best at each node; not at full context.
@@ -260,8 +272,8 @@ class LossConfig:
         require(min(self.shift, self.embedding_delay) >= 0, "shift and embedding_delay of 0 or more")
         require(min(self.window, self.hypotheses) > 0, "window and hypotheses above 0")
         require(self.temperature > 0, "a temperature above 0")
-        by_teacher = self.collapsed or self.lattice or self.embedding
-        require(bool(self.teacher) or not by_teacher, "a teacher for collapsed, lattice or embedding")
+        by_teacher = self.collapsed or self.lattice
+        require(bool(self.teacher) or not by_teacher, "a teacher for collapsed and lattice")
 
     @property
     def needs_labels(self) -> bool:
@@ -286,8 +298,11 @@ class StageConfig:
             encoder does not come from elsewhere.
         learning_rate: of the heads and of new blocks.
         encoder_learning_rate: of the blocks that came trained; equal to ``learning_rate`` when 0.
-        warmup_steps: steps over which both rise from 0.
-        decay_steps: steps at the end over which both fall to 0 in a straight line.
+        warmup_steps: steps over which both rise in a straight line.
+        decay_steps: steps at the end over which both fall, to 0 in a straight line, or to ``final_scale`` of
+            what they were exponentially (with both scales, wav2vec 2.0's tri-stage schedule).
+        initial_scale: of what they will be, at the start of the warm-up.
+        final_scale: above 0, what is left of them at the end.
         chunk_frames: chunk sizes in 40 ms frames to draw from, 0 for full context; equally likely, so repeat
             one to weigh it.
         left_frames: left contexts to draw from.
@@ -301,6 +316,8 @@ class StageConfig:
     encoder_learning_rate: float = 0.0
     warmup_steps: int = 100
     decay_steps: int = 0
+    initial_scale: float = 0.0
+    final_scale: float = 0.0
     chunk_frames: tuple[int, ...] = (0,)
     left_frames: tuple[int, ...] = (128,)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -311,6 +328,8 @@ class StageConfig:
         require(self.steps > 0, "steps above 0")
         require(min(self.learning_rate, self.encoder_learning_rate) >= 0, "learning rates of 0 or more")
         require(min(self.warmup_steps, self.decay_steps) >= 0, "warmup_steps and decay_steps of 0 or more")
+        require(min(self.initial_scale, self.final_scale) >= 0, "scales from 0 to 1")
+        require(max(self.initial_scale, self.final_scale) <= 1, "scales from 0 to 1")
         require(min(self.chunk_frames, default=-1) >= 0, "chunk_frames with sizes of 0 or more")
         require(min(self.left_frames, default=-1) >= 0, "left_frames with sizes of 0 or more")
         others = any(getattr(self.loss, name) for name in LOSSES if name not in SELF_LOSSES)
@@ -375,6 +394,11 @@ class TrainConfig:
             found or not distilled,
             f"targets at a source in data.train for {', '.join(distilled)}. Make them with: onebest targets",
         )
+        stored = any(source.teacher_store for source in self.data.train)
+        alone = [stage.name for stage in self.stages if stage.loss.embedding and not stage.loss.teacher]
+        require(stored or not alone, f"a teacher, or a teacher_store at the sources, for {', '.join(alone)}")
+        faster = [stage.name for stage in self.stages if stage.augment.speed]
+        require(not (stored and faster), f"no change of speed beside a teacher_store, in {', '.join(faster)}")
         reading = [stage.name for stage in self.stages if stage.loss.needs_labels]
         silent = any(source.labels == "none" for source in self.data.train)
         require(

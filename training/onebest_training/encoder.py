@@ -20,6 +20,8 @@ from onebest_training.config import BlockConfig, EncoderConfig
 #: Feature frames an encoder frame advances, and those beyond that the stem needs to see.
 SUBSAMPLING = 4
 PAD_FRAMES = 3
+#: Encoder frames a second.
+FRAMES_PER_SECOND = 25
 MASKED = -1e4
 
 
@@ -81,6 +83,42 @@ class Stem(nn.Module):
         x = functional.gelu(self.conv1(self.map(features).transpose(1, 2)))
         x = functional.gelu(self.conv2(x)).transpose(1, 2)
         return (x[:, 0::2] + x[:, 1::2]) * 0.5
+
+
+class TeacherStem(nn.Module):
+    """Frames of a pre-trained encoder, stacked to 40 ms, through a linear map and tanh.
+
+    A frozen encoder's frames come from a store. One that trains along is part of the stem, which then reads
+    samples.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        from onebest_training.pretrained import check_trainable, open_encoder
+
+        super().__init__()
+        self.front = None if config.frozen else open_encoder(config.pretrained)
+        if self.front is not None:
+            check_trainable(self.front, config)
+        self.out = nn.Linear(config.inputs, config.width)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Turn stacked frames [B, T, inputs], or samples [B, T, 640], into frames [B, T, D].
+
+        ``lengths`` [B] are the valid ones.
+        """
+        if self.front is not None:
+            embedded = self.front.embed(frames.flatten(1), lengths * frames.shape[2])
+            embedded = stack_frames(embedded, self.front.rate)[:, : frames.shape[1]]
+            frames = functional.pad(embedded, (0, 0, 0, frames.shape[1] - embedded.shape[1]))
+        return torch.tanh(self.out(frames))
+
+
+def stack_frames(frames: Tensor, rate: int) -> Tensor:
+    """Concatenate the frames [B, F, D] of each 40 ms, [B, T, D * rate / 25]; the last may repeat."""
+    together = rate // FRAMES_PER_SECOND
+    missing = -frames.shape[1] % together
+    full = torch.cat((frames, frames[:, -1:].expand(-1, missing, -1)), 1)
+    return full.reshape(len(full), full.shape[1] // together, -1)
 
 
 class Attention(nn.Module):
@@ -179,18 +217,18 @@ class Block(nn.Module):
         return functional.dropout(y, self.dropout) if self.dropout else y
 
 
-def sinusoids(width: int, period: int) -> Tensor:
+def sinusoids(width: int, period: int, together: int = 2) -> Tensor:
     """Return Whisper's position vectors for frames of 40 ms, [period/2, D]; a stream starts again after them.
 
-    sin and cos of t / 10000^(k/(D/2-1)) with t in steps of 20 ms; a frame of 40 ms takes the mean of two
-    steps. Positions that run on for hours would leave what the weights know; sinusoids made periodic do worse
-    than starting again, which training sees because utterances begin anywhere in the period.
+    sin and cos of t / 10000^(k/(D/2-1)) with t in steps of 20 ms; a frame takes the mean of ``together``
+    steps, two for 40 ms. Positions that run on for hours would leave what the weights know; sinusoids made
+    periodic do worse than starting again, which training sees because utterances begin anywhere in it.
     """
     half = width // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / (half - 1))
     angle = torch.arange(period, dtype=torch.float64)[:, None] * frequency
     table = torch.cat((angle.sin(), angle.cos()), 1)
-    return table.view(-1, 2, width).mean(1).float()
+    return table.view(-1, together, width).mean(1).float()
 
 
 class Encoder(nn.Module):
@@ -201,7 +239,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, bins: int = 80):
         super().__init__()
         self.config = config
-        self.stem = Stem(bins, config.width)
+        self.stem: Stem | TeacherStem = TeacherStem(config) if config.pretrained else Stem(bins, config.width)
         self.blocks = nn.ModuleList(Block(config, run) for run in config.blocks for _ in range(run.count))
         self.norm = nn.LayerNorm(config.width)
         self.register_buffer("positions", sinusoids(config.width, config.position_period), persistent=False)
@@ -233,7 +271,8 @@ class Encoder(nn.Module):
         Returns:
             [B, T, D].
         """
-        x = self.stem(features).float()
+        teaches = isinstance(self.stem, TeacherStem)
+        x = (self.stem(features, lengths) if teaches else self.stem(features)).float()
         frames = x.shape[1]
         at = (start + torch.arange(frames, device=x.device)) % len(self.positions)
         x = x + self.positions[at]

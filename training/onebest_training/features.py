@@ -2,6 +2,7 @@
 
 A store is a folder with ``cuts.jsonl.gz`` (lhotse cuts, each with ``custom["first_frame"]`` and
 ``custom["num_frames"]``) and ``features.f16`` (float16, all frames of all cuts one after another, [F, 80]).
+A teacher's store holds the frames of its pre-trained encoder instead, or the samples for it, [T, width].
 Augmentation that changes samples (speed, reverberation) is lhotse's and makes a store of its own; what can be
 done on log-mel frames (noise, volume, SpecAugment) happens while training, anew at every pass.
 
@@ -16,9 +17,10 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +31,87 @@ from lhotse.cut.set import CutSet
 
 from onebest.cuts import Cut, load_cuts, sort_cuts
 from onebest.errors import ConfigError, DataError
-from onebest.frontend import NUM_BINS, SAMPLE_RATE, SPEC, FloatArray, check_spec, compute_features
+from onebest.frontend import NUM_BINS, SAMPLE_RATE, SILENCE, SPEC, FloatArray, check_spec, compute_features
+from onebest_training.config import EncoderConfig
+from onebest_training.encoder import FRAMES_PER_SECOND, PAD_FRAMES, SUBSAMPLING
+from onebest_training.pretrained import PretrainedEncoder, embed_stacked, open_encoder
 
 FeatureArray = npt.NDArray[np.float16]
+#: Front end of a store that holds samples, for a pre-trained encoder that trains along.
+SAMPLES = "samples"
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
+
+
+class Layout(NamedTuple):
+    """How the rows of a store become encoder frames of 40 ms.
+
+    Attributes:
+        width: of a row.
+        rate: rows a second.
+        subsampling: rows that an encoder frame advances.
+        pad: rows that it sees beyond.
+        fill: what stands behind an utterance.
+        has_silence: whether ``fill`` is silence, so that more of it may follow an utterance.
+    """
+
+    width: int
+    rate: int
+    subsampling: int
+    pad: int
+    fill: float
+    has_silence: bool
+
+
+LOG_MEL = Layout(NUM_BINS, 100, SUBSAMPLING, PAD_FRAMES, SILENCE, True)
+
+
+class FrontEnd:
+    """Turns samples into the rows of a store.
+
+    Args:
+        name: empty for log-mel features, "samples", or "FAMILY:SOURCE" of a pre-trained encoder.
+
+    Attributes:
+        layout: of the rows.
+        description: by which a store is told from others.
+
+    Raises:
+        ConfigError: there is no such family, or its frames do not fit.
+        ModelError: the encoder cannot be read.
+    """
+
+    def __init__(self, name: str = ""):
+        self._encoder: PretrainedEncoder | None = None
+        self.description: dict[str, Any]
+        if not name:
+            self.layout, self.description = LOG_MEL, SPEC.to_dict()
+        elif name == SAMPLES:
+            self.layout, self.description = _frames_of(SAMPLES_PER_FRAME, True), {SAMPLES: SAMPLE_RATE}
+        else:
+            self._encoder = open_encoder(name)
+            width = self._encoder.width * self._encoder.rate // FRAMES_PER_SECOND
+            self.layout = _frames_of(width, False)
+            self.description = {"encoder": name, "width": width, "digest": self._encoder.digest}
+
+    def __call__(self, samples: FloatArray) -> FloatArray:
+        """Return the rows [F, width] of samples [S].
+
+        Raises:
+            DataError: an encoder's frames do not fit.
+        """
+        if self.layout == LOG_MEL:
+            return compute_features(samples)
+        if self._encoder is None:
+            return np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME)).reshape(-1, SAMPLES_PER_FRAME)
+        return embed_stacked(self._encoder, samples)
+
+
+def _frames_of(width: int, has_silence: bool) -> Layout:
+    return Layout(width, FRAMES_PER_SECOND, 1, 0, 0.0, has_silence)
+
+
+#: One of each for a process.
+find_front_end = lru_cache(FrontEnd)
 
 
 @dataclass(frozen=True)
@@ -97,17 +177,22 @@ def _in_room(recording: Recording, responses: list[Recording], seed: str) -> Rec
         raise DataError(f"room response {response.id}: cannot be used ({error}). Leave it out.") from error
 
 
-#: Cuts of one recording, and what is done to their samples.
-Job: TypeAlias = tuple[list[Cut], SampleAugmentation]
+#: Cuts of one recording, what is done to their samples, and the name of the front end.
+Job: TypeAlias = tuple[list[Cut], SampleAugmentation, str]
 
 
 def _features_of_recording(job: Job) -> list[tuple[Cut, FeatureArray]]:
-    cuts, augmentation = job
+    cuts, augmentation, name = job
+    front_end = find_front_end(name)
     responses = read_responses(Path(augmentation.reverberation)) if augmentation.reverberation else []
-    return [
-        (cut, compute_features(augment_samples(samples, augmentation, cut.id, responses)).astype(np.float16))
-        for cut, samples in load_cuts(cuts)
-    ]
+    rows = []
+    for cut, samples in load_cuts(cuts):
+        try:
+            features = front_end(augment_samples(samples, augmentation, cut.id, responses))
+        except DataError as error:
+            raise DataError(f"cut {cut.id}: {error}") from error
+        rows.append((cut, features.astype(np.float16)))
+    return rows
 
 
 def make_store(
@@ -116,20 +201,27 @@ def make_store(
     augmentation: SampleAugmentation,
     workers: int = 1,
     progress: Callable[[float], None] = lambda seconds: None,
+    front_end: str = "",
 ) -> None:
     """Compute the features of all cuts and write the store; ``progress`` is told the seconds done.
 
     The folder appears under its name only when it is complete, so an interrupted run leaves no half store.
 
     Raises:
-        DataError: there are no cuts, or a recording cannot be used.
+        ConfigError: the front end is none.
+        DataError: there are no cuts, a recording cannot be used, or the store cannot be written.
+        ModelError: the front end's encoder cannot be read.
     """
     in_order = sort_cuts(cuts)
     if not in_order:
         raise DataError("no cut to make features of. Expected at least one.")
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    jobs = [(list(group), augmentation) for _, group in groupby(in_order, key=lambda cut: cut.recording.id)]
+    description = find_front_end(front_end).description
+    jobs = [
+        (list(group), augmentation, front_end)
+        for _, group in groupby(in_order, key=lambda cut: cut.recording.id)
+    ]
     done: list[Cut] = []
     frames = 0
     with open(partial / "features.f16", "wb") as out:
@@ -141,7 +233,7 @@ def make_store(
                 done.append(cut)
             progress(sum(cut.duration for cut, _ in results))
     CutSet.from_cuts(done).to_file(partial / "cuts.jsonl.gz")
-    (partial / "store.json").write_text(json.dumps({"front_end": SPEC.to_dict(), "frames": frames}))
+    (partial / "store.json").write_text(json.dumps({"front_end": description, "frames": frames}))
     partial.rename(folder)
 
 
@@ -156,6 +248,11 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[list[tuple[Cut, Fea
 class FeatureStore:
     """A store opened for reading: cuts in memory, features mapped from disk, also in a process it is sent to.
 
+    Attributes:
+        cuts: all of them.
+        front_end: the description of what made the features.
+        layout: of the features.
+
     Raises:
         DataError: the folder is no store, or its feature file is shorter than its manifest says.
         ModelError: the store was made with another front end.
@@ -165,21 +262,38 @@ class FeatureStore:
         if not (folder / "store.json").is_file():
             raise DataError(f"{folder}: not a feature store. Make it with: onebest prepare MANIFEST {folder}")
         description = json.loads((folder / "store.json").read_text())
-        check_spec(description["front_end"], str(folder))
+        self.front_end: dict[str, Any] = description["front_end"]
+        self.layout = _layout_of(self.front_end, folder)
         self.cuts: list[Cut] = list(CutSet.from_file(folder / "cuts.jsonl.gz"))
         self._path = folder / "features.f16"
-        expected, found = description["frames"] * NUM_BINS * 2, self._path.stat().st_size
+        expected, found = description["frames"] * self.layout.width * 2, self._path.stat().st_size
         if expected != found:
             raise DataError(f"{self._path} has {found} bytes instead of {expected}. Make the store again.")
         self._frames = self._map()
 
+    def check_front_end(self, encoder: EncoderConfig) -> None:
+        """Make sure that the store holds what a configured encoder reads.
+
+        Raises:
+            ConfigError: it holds something else.
+        """
+        wanted = "" if not encoder.pretrained else encoder.pretrained if encoder.frozen else SAMPLES
+        found = SAMPLES if SAMPLES in self.front_end else self.front_end.get("encoder", "")
+        if found != wanted:
+            raise ConfigError(
+                f"{self._path.parent} was made with --front-end '{found}', but the model's encoder reads "
+                f"'{wanted}'. Make the store again."
+            )
+        if encoder.pretrained and encoder.frozen and self.layout.width != encoder.inputs:
+            raise ConfigError(f"{wanted} has {self.layout.width} channels every 40 ms. Set inputs to that.")
+
     def read(self, cut: Cut) -> FloatArray:
-        """Return the frames [F, 80] of one of the store's cuts."""
+        """Return the frames [F, width] of one of the store's cuts."""
         first = cut.custom["first_frame"]
         return self._frames[first : first + cut.custom["num_frames"]].astype(np.float32)
 
     def _map(self) -> FeatureArray:
-        return np.memmap(self._path, np.float16, "r").reshape(-1, NUM_BINS)
+        return np.memmap(self._path, np.float16, "r").reshape(-1, self.layout.width)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_frames": None}
@@ -187,3 +301,12 @@ class FeatureStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._frames = self._map()
+
+
+def _layout_of(front_end: dict[str, Any], folder: Path) -> Layout:
+    if SAMPLES in front_end:
+        return _frames_of(SAMPLES_PER_FRAME, True)
+    if "encoder" in front_end:
+        return _frames_of(front_end["width"], False)
+    check_spec(front_end, str(folder))
+    return LOG_MEL

@@ -36,12 +36,16 @@ def read_tokens(config: TrainConfig) -> tuple[bytes, TextEncoder]:
 def start_encoder(encoder: Encoder, path: str) -> frozenset[str]:
     """Load pre-trained weights, let what they lack add nothing; return the names of what came trained.
 
+    A teacher's pre-trained encoder that trains along has come with its weights already.
+
     Raises:
         ModelError: the weights cannot be read.
         ConfigError: they do not fit the configured encoder.
     """
     if not path:
-        return frozenset()
+        return frozenset(
+            f"encoder.{name}" for name, _ in encoder.named_parameters() if name.startswith("stem.front.")
+        )
     try:
         weights: dict[str, Tensor] = torch.load(path, weights_only=True)
     except Exception as error:

@@ -84,6 +84,8 @@ class Trainer:
         self.utterances = load_training(config.data, self.tokens)
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
         dev = load_dev(config.data, self.tokens)
+        for store in {u.store for u in self.utterances} | {u.store for u in chain(*dev.values())}:
+            store.check_front_end(config.model.encoder)
         self.dev = {name: dev_batches(members) for name, members in dev.items()}
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -231,9 +233,10 @@ class Trainer:
 
     def _set_learning_rates(self, stage: StageConfig) -> None:
         at, left = self.position.stage_step, stage.steps - self.position.stage_step
-        scale = min(
-            1.0, (at + 1) / max(1, stage.warmup_steps), left / stage.decay_steps if stage.decay_steps else 1.0
-        )
+        risen = min(1.0, (at + 1) / max(1, stage.warmup_steps))
+        rise = stage.initial_scale + (1 - stage.initial_scale) * risen
+        kept = min(1.0, left / stage.decay_steps) if stage.decay_steps else 1.0
+        scale = min(rise, stage.final_scale ** (1 - kept) if stage.final_scale else kept)
         rates = [stage.learning_rate, stage.encoder_learning_rate or stage.learning_rate]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * scale

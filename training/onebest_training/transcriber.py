@@ -100,6 +100,13 @@ class WhisperTranscriber:
         )
         return [self._transcript(result) for result in results]
 
+    def encode(self, utterances: list[FloatArray]) -> FloatArray:
+        """Return the encoder's output [B, F, D] of utterances, 50 frames a second, and of silence behind."""
+        from ctranslate2 import StorageView  # type: ignore[attr-defined]
+
+        features = StorageView.from_array(self._features(utterances))
+        return np.array(self._model.model.encode(features))
+
     def _features(self, utterances: list[FloatArray]) -> FloatArray:
         """Return Whisper's features [B, 80, F]; F is even, for the encoder halves it."""
         window = round(MAX_SECONDS * _FRAMES_PER_SECOND)

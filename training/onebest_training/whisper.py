@@ -1,8 +1,8 @@
-"""First weights from a Whisper encoder stored by CTranslate2 (the only form that package indexes carry).
+"""First weights from a Whisper encoder of transformers or CTranslate2, the form that package indexes carry.
 
-Layout of the file, little-endian: u32 version, string specification, u32 revision, u32 count of variables;
-each variable is a string name, u8 rank, u32 per dimension, u8 type, u32 bytes, data. A string is u16 length,
-then bytes that end in a NUL.
+Layout of CTranslate2's file, little-endian: u32 version, string specification, u32 revision, u32 count of
+variables; each variable is a string name, u8 rank, u32 per dimension, u8 type, u32 bytes, data. A string is
+u16 length, then bytes that end in a NUL.
 
 Whisper's features are another mel scale than ours, its log10 normalised by the clip's own maximum. A linear
 map of our bins, fitted by least squares, stands in for them; it becomes the first layer of the encoder and
@@ -14,6 +14,7 @@ Axis legend: S samples, F feature frames (10 ms).
 from __future__ import annotations
 
 import io
+import json
 import re
 import struct
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from onebest.errors import DataError, ModelError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FloatArray, compute_features
+from onebest_training.speech import needs_extra
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _FFT_SAMPLES = 400
@@ -94,22 +96,79 @@ def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def whisper_features(samples: FloatArray) -> Tensor:
+def read_whisper(paths: list[Path]) -> dict[str, Tensor]:
+    """Read a Whisper encoder under the names of ``Encoder``, but for the stem's map.
+
+    Args:
+        paths: a folder of CTranslate2 or transformers, a model.bin of CTranslate2, or its parts in order.
+
+    Raises:
+        ModelError: there is no Whisper encoder, or it is quantised.
+        ConfigError: transformers is needed and not installed.
+    """
+    folder = paths[0]
+    if not folder.is_dir():
+        return encoder_weights(read_ctranslate2(paths))
+    if (folder / "model.bin").exists():
+        return encoder_weights(read_ctranslate2([folder / "model.bin"]))
+    return read_transformers(folder)
+
+
+def read_transformers(folder: Path) -> dict[str, Tensor]:
+    """Read the encoder of a transformers checkpoint of Whisper under the names of ``Encoder``.
+
+    Raises:
+        ModelError: there is no Whisper in the folder.
+        ConfigError: transformers is not installed.
+    """
+    with needs_extra("teacher"):
+        from transformers import WhisperModel
+    try:
+        if json.loads((folder / "config.json").read_text("utf-8")).get("model_type") != "whisper":
+            raise ValueError("its config.json names another kind of model")
+        theirs = WhisperModel.from_pretrained(folder).encoder.state_dict()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: no Whisper checkpoint of transformers ({error}).") from error
+    names = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "feed_forward_norm"}
+    names |= {"fc1": "feed_forward_in", "fc2": "feed_forward_out"}
+    weights: dict[str, Tensor] = {}
+    for part in ("conv1", "conv2", "layer_norm"):
+        ours = "norm" if part == "layer_norm" else f"stem.{part}"
+        weights |= {f"{ours}.{kind}": theirs[f"{part}.{kind}"] for kind in ("weight", "bias")}
+    for layer in range(1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("layers."))):
+        block, source = f"blocks.{layer}", f"layers.{layer}"
+        for part, ours in names.items():
+            weights |= {
+                f"{block}.{ours}.{kind}": theirs[f"{source}.{part}.{kind}"] for kind in ("weight", "bias")
+            }
+        attention = f"{source}.self_attn"
+        bias = theirs[f"{attention}.q_proj.bias"]
+        qkv = [theirs[f"{attention}.{part}_proj.weight"] for part in "qkv"]
+        weights[f"{block}.attention.qkv.weight"] = torch.cat(qkv)
+        # The key has no bias.
+        biases = (bias, torch.zeros_like(bias), theirs[f"{attention}.v_proj.bias"])
+        weights[f"{block}.attention.qkv.bias"] = torch.cat(biases)
+        for kind in ("weight", "bias"):
+            weights[f"{block}.attention.out.{kind}"] = theirs[f"{attention}.out_proj.{kind}"]
+    return weights
+
+
+def whisper_features(samples: Tensor) -> Tensor:
     """Return Whisper's own features [F, 80] of samples [S].
 
     They are log10 mel energies, clipped at 8 below the clip's maximum, then (x + 4) / 4.
     """
     from torchaudio.functional import melscale_fbanks
 
-    window = torch.hann_window(_FFT_SAMPLES)
+    window = torch.hann_window(_FFT_SAMPLES, device=samples.device)
     spectrum = (
-        torch.stft(
-            torch.from_numpy(samples), _FFT_SAMPLES, FRAME_SHIFT_SAMPLES, window=window, return_complex=True
-        )[:, :-1].abs()
+        torch.stft(samples, _FFT_SAMPLES, FRAME_SHIFT_SAMPLES, window=window, return_complex=True)[
+            :, :-1
+        ].abs()
         ** 2
     )
     banks = melscale_fbanks(_FFT_SAMPLES // 2 + 1, 0.0, SAMPLE_RATE / 2, 80, SAMPLE_RATE, "slaney", "slaney")
-    log_mel = (spectrum.T @ banks).clamp(min=1e-10).log10()
+    log_mel = (spectrum.T @ banks.to(samples.device)).clamp(min=1e-10).log10()
     return (log_mel.clamp(min=float(log_mel.max()) - 8.0) + 4.0) / 4.0
 
 
@@ -126,7 +185,7 @@ def fit_feature_map(utterances: list[FloatArray]) -> tuple[Tensor, Tensor, float
         raise DataError("no speech to fit the feature map on. Give a manifest with some.")
     ours, theirs = [], []
     for samples in utterances:
-        x, y = torch.from_numpy(compute_features(samples)), whisper_features(samples)
+        x, y = torch.from_numpy(compute_features(samples)), whisper_features(torch.from_numpy(samples))
         frames = min(len(x), len(y))
         ours.append(x[:frames])
         theirs.append(y[:frames])

@@ -1,4 +1,4 @@
-"""``onebest convert-encoder``: a Whisper encoder of a CTranslate2 model -> first weights for ours."""
+"""``onebest convert-encoder``: a Whisper encoder of CTranslate2 or transformers -> first weights for ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from onebest.cli import Command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", nargs="+", type=Path, help="model.bin of CTranslate2, or its parts in order")
+    parser.add_argument(
+        "model",
+        nargs="+",
+        type=Path,
+        help="model.bin of CTranslate2, or its parts in order, or a folder of CTranslate2 or transformers",
+    )
     parser.add_argument(
         "--speech", type=Path, required=True, help="manifest of speech to fit the feature map on"
     )
@@ -24,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from onebest.cuts import load_cuts, read_cuts
-    from onebest_training.whisper import encoder_weights, fit_feature_map, read_ctranslate2
+    from onebest_training.whisper import fit_feature_map, read_whisper
 
-    weights = encoder_weights(read_ctranslate2(arguments.model))
+    weights = read_whisper(arguments.model)
     cuts = list(read_cuts(arguments.speech))
     recordings = sorted({cut.recording.id for cut in cuts})
     random.Random(0).shuffle(recordings)

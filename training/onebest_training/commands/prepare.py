@@ -15,6 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="folder to write")
     parser.add_argument("--speed", type=float, default=1.0, help="change speed by this factor")
     parser.add_argument("--reverberation", help="lhotse recording manifest of room responses")
+    parser.add_argument(
+        "--front-end",
+        default="",
+        metavar="NAME",
+        help="for a teacher: FAMILY:SOURCE of a pre-trained encoder whose output is stored, or 'samples' for "
+        "one that trains along",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
 
@@ -38,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             augmentation,
             arguments.workers,
             lambda seconds: progress.advance(task, seconds),
+            arguments.front_end,
         )
     return 0
 

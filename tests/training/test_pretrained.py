@@ -1,0 +1,251 @@
+"""Pre-trained encoders: each equals the library's own output, and one that does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from small_encoders import SELF_SUPERVISED, WIDTH, save_self_supervised, save_whisper, torchaudio_model
+from tone_corpus import ToneCorpus
+from torch import Tensor, nn
+from transformers import WhisperFeatureExtractor
+
+from onebest.cli import main
+from onebest.cuts import read_cuts
+from onebest.errors import ConfigError, DataError, ModelError
+from onebest_training import pretrained
+from onebest_training.encoder import stack_frames
+from onebest_training.features import FeatureStore, SampleAugmentation, make_store
+from onebest_training.pretrained import (
+    PretrainedEncoder,
+    TorchaudioEncoder,
+    WhisperEncoder,
+    embed_stacked,
+    open_encoder,
+)
+from onebest_training.whisper import read_whisper, whisper_features
+
+
+def noise(*seconds: float) -> tuple[Tensor, Tensor]:
+    """Utterances padded with zeros, [B, S], and their lengths."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([round(16000 * s) for s in seconds])
+    samples = 0.1 + 0.2 * torch.randn(len(seconds), int(lengths.max()))
+    return samples * (torch.arange(samples.shape[1]) < lengths[:, None]), lengths
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whisper")
+    save_whisper(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_whispers_weights_give_transformers_own_output(whisper_folder: Path, tmp_path: Path) -> None:
+    theirs = save_whisper(tmp_path).encoder
+    ours = WhisperEncoder(read_whisper([whisper_folder])).eval()
+    features = torch.randn(1, 3000, 80)
+    expected = theirs(features.transpose(1, 2)).last_hidden_state
+    # transformers computes the positions in single precision
+    torch.testing.assert_close(ours.encode(features), expected, rtol=0, atol=3e-4)
+    assert ours.width == 64
+
+
+def test_whispers_features_are_transformers_own() -> None:
+    samples = noise(30.0)[0][0]
+    expected = WhisperFeatureExtractor()(samples.numpy(), sampling_rate=16000, return_tensors="np")
+    np.testing.assert_allclose(
+        whisper_features(samples).numpy().T, expected["input_features"][0], rtol=0, atol=2e-3
+    )
+
+
+@torch.no_grad()
+def test_whisper_hears_speech_and_silence_behind(whisper_folder: Path) -> None:
+    encoder = open_encoder(f"whisper:{whisper_folder}")
+    assert isinstance(encoder, WhisperEncoder)
+    samples, lengths = noise(1.0, 0.63)
+    frames = encoder.eval().embed(samples, lengths)
+    assert frames.shape == (2, 50, 64)
+    with_silence = torch.cat((samples[1], torch.zeros(32000)))
+    expected = encoder.encode(whisper_features(with_silence)[None])[0, :50]
+    torch.testing.assert_close(frames[1], expected)
+    with pytest.raises(DataError, match=r"31\.0 s of speech do not fit"):
+        encoder.embed(*noise(31.0))
+
+
+def test_a_command_turns_transformers_whisper_into_first_weights(
+    whisper_folder: Path, corpus: ToneCorpus, tmp_path: Path
+) -> None:
+    output = tmp_path / "weights.pt"
+    arguments = ["convert-encoder", str(whisper_folder), "--speech", str(corpus.manifest)]
+    assert main([*arguments, "--minutes", "0.1", "--output", str(output)]) == 0
+    found = torch.load(output, weights_only=True)
+    for name, value in read_whisper([whisper_folder]).items():
+        assert torch.equal(found[name], value)
+    assert found["stem.map.weight"].shape == (80, 80)
+
+
+def test_folders_that_hold_no_whisper_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no Whisper checkpoint of transformers"):
+        read_whisper([tmp_path])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ModelError, match="another kind of model"):
+        read_whisper([tmp_path])
+
+
+@pytest.mark.parametrize("family", sorted(SELF_SUPERVISED))
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@torch.no_grad()
+def test_transformers_models_give_their_own_output(family: str, norm: str, tmp_path: Path) -> None:
+    theirs = save_self_supervised(family, tmp_path, norm)
+    encoder = open_encoder(f"transformers:{tmp_path}")
+    assert (encoder.width, encoder.rate) == (WIDTH, 50)
+    assert isinstance(encoder, nn.Module)
+    samples, lengths = noise(1.0, 0.7)
+    frames = encoder.eval().embed(samples, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = samples[row : row + 1, :length]
+        if norm == "layer":
+            alone = (alone - alone.mean()) / (alone.var(correction=0) + 1e-7).sqrt()
+        elif row:
+            continue  # without a mask, padding changes a shorter utterance in these models
+        expected = theirs(alone).last_hidden_state[0]
+        torch.testing.assert_close(frames[row, : len(expected)], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wavlm", [False, True])
+@torch.no_grad()
+def test_torchaudio_models_give_their_own_output(wavlm: bool) -> None:
+    model = torchaudio_model(wavlm)
+    encoder = TorchaudioEncoder(model, normalize=False).eval()
+    samples, lengths = noise(1.0, 0.7)
+    frames = encoder.embed(samples, lengths)
+    assert (encoder.width, frames.shape[2]) == (WIDTH, WIDTH)
+    for row, length in enumerate(lengths.tolist()):
+        expected = model(samples[row : row + 1, :length])[0][0]
+        torch.testing.assert_close(frames[row, : len(expected)], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_torchaudios_pipelines_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = type(torchaudio.pipelines.HUBERT_BASE)
+    monkeypatch.setattr(bundle, "get_model", lambda self: torchaudio_model())
+    encoder = open_encoder("torchaudio:HUBERT_BASE")
+    assert isinstance(encoder, TorchaudioEncoder)
+    assert not encoder.normalize
+    with pytest.raises(ModelError, match="NOTHING: no pipeline"):
+        open_encoder("torchaudio:NOTHING")
+
+    def unreachable(self: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(bundle, "get_model", unreachable)
+    with pytest.raises(ModelError, match=r"cannot be had \(no network"):
+        open_encoder("torchaudio:WAVLM_BASE")
+
+
+@pytest.mark.parametrize("make", [lambda folder: open_encoder(f"transformers:{folder}"), None])
+def test_the_feature_extractor_gets_no_gradient(make: Callable[[Path], Any] | None, tmp_path: Path) -> None:
+    save_self_supervised("wav2vec2", tmp_path)
+    encoder: Any = make(tmp_path) if make else TorchaudioEncoder(torchaudio_model(), normalize=True)
+    encoder.eval()
+    torch.autograd.backward(encoder.embed(*noise(1.0)).square().sum())
+    with_gradient = {name for name, value in encoder.named_parameters() if value.grad is not None}
+    assert with_gradient
+    assert not any(name.startswith("model.feature_extractor") for name in with_gradient)
+
+
+@pytest.mark.parametrize("name", ["whisper", "nobody:folder", ":folder", "whisper:"])
+def test_names_without_family_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="expected FAMILY:SOURCE with one of ctranslate2, torchaudio"):
+        open_encoder(name)
+
+
+def test_sources_without_model_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model of transformers"):
+        open_encoder(f"transformers:{tmp_path}")
+    with pytest.raises(ModelError, match="no Whisper model of CTranslate2"):
+        open_encoder(f"ctranslate2:{tmp_path}")
+
+
+def test_frames_are_stacked_to_forty_milliseconds() -> None:
+    frames = torch.arange(10.0).reshape(1, 5, 2)
+    assert stack_frames(frames, 50).tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 8, 9]]]
+    assert torch.equal(stack_frames(frames, 25), frames)
+    assert stack_frames(frames, 100).shape == (1, 2, 8)
+
+
+class Own:
+    """An encoder that a user might bring: the level of each frame, twice."""
+
+    width, digest = 2, "own"
+
+    def __init__(self, rate: int = 100, frames_too_few: int = 0):
+        self.rate, self._too_few = rate, frames_too_few
+
+    def embed(self, samples: Tensor, lengths: Tensor) -> Tensor:
+        step = 16000 // self.rate
+        level = samples.unfold(1, step, step).abs().mean(2)[:, self._too_few :]
+        return torch.stack((level, level), 2)
+
+
+@pytest.fixture
+def bring(monkeypatch: pytest.MonkeyPatch) -> Callable[[PretrainedEncoder], None]:
+    """Install an encoder as the family "own"."""
+
+    def install(encoder: PretrainedEncoder) -> None:
+        class Entry(EntryPoint):
+            def load(self) -> Any:
+                return lambda source: encoder
+
+        monkeypatch.setattr(pretrained, "entry_points", lambda group: [Entry("own", "x:y", group)])
+        from onebest_training.features import find_front_end
+
+        find_front_end.cache_clear()
+
+    return install
+
+
+def test_a_users_own_encoder_fills_a_store(
+    bring: Callable[[PretrainedEncoder], None], corpus: ToneCorpus, tmp_path: Path
+) -> None:
+    bring(Own())
+    make_store(
+        list(read_cuts(corpus.manifest))[:3], tmp_path / "store", SampleAugmentation(), front_end="own:x"
+    )
+    store = FeatureStore(tmp_path / "store")
+    assert store.front_end == {"encoder": "own:x", "width": 8, "digest": "own"}
+    for cut in store.cuts:
+        found = store.read(cut)
+        assert found.shape == (round(cut.duration * 25), 8)
+        expected = embed_stacked(Own(), cut.load_audio()[0])
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_whose_frames_do_not_fit_is_refused(
+    bring: Callable[[PretrainedEncoder], None], corpus: ToneCorpus, tmp_path: Path
+) -> None:
+    cuts = list(read_cuts(corpus.manifest))[:3]
+    bring(Own(rate=30))
+    with pytest.raises(ConfigError, match=r"own:x: 30 frames a second\. Expected a multiple of 25"):
+        make_store(cuts, tmp_path / "store", SampleAugmentation(), front_end="own:x")
+    bring(Own(frames_too_few=5))
+    with pytest.raises(DataError, match=rf"cut {cuts[0].id}: the encoder made .* Expected about"):
+        make_store(cuts, tmp_path / "store", SampleAugmentation(), front_end="own:x")
+
+
+def test_a_store_of_samples_holds_them(corpus: ToneCorpus, tmp_path: Path) -> None:
+    make_store(
+        list(read_cuts(corpus.manifest))[:2], tmp_path / "store", SampleAugmentation(), front_end="samples"
+    )
+    store = FeatureStore(tmp_path / "store")
+    cut = store.cuts[1]
+    samples = cut.load_audio()[0]
+    np.testing.assert_allclose(store.read(cut).ravel()[: len(samples)], samples, rtol=1e-3, atol=1e-6)
