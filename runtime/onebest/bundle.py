@@ -12,6 +12,7 @@ V vocabulary.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,8 @@ class EncoderState(NamedTuple):
     processed_frames: int
 
 
+#: Feature frames between two of the positions that a card counts.
+_FRAMES_A_POSITION = 2
 #: Frames of a stream that one call of the joiner takes, at most.
 _FRAMES_A_JOIN = 16
 
@@ -104,6 +107,17 @@ class Bundle:
     def name(self) -> str:
         """The model's name: the card's, or the folder's where there is no card."""
         return str(self.card.get("name", self.folder.name))
+
+    @property
+    def silence_frames(self) -> tuple[int, int]:
+        """Feature frames that the encoder remembers, and those after which its count of them starts again.
+
+        The count is in chunks; a model whose card names no period of its positions has none.
+        """
+        encoder = self.card.get("architecture", {}).get("encoder", {})
+        period = int(encoder.get("position_period", 0)) * _FRAMES_A_POSITION
+        chunk = self.sizes.chunk_frames
+        return (self.sizes.left_context or 0) * SUBSAMPLING, math.lcm(chunk, period) if period else chunk
 
     def start_state(self) -> EncoderState:
         """Return the encoder's state before the first frame: zeros."""

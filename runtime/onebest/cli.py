@@ -1,7 +1,7 @@
 """The ``onebest`` command: finds its subcommands among the installed packages and runs one.
 
-A subcommand is an entry point of the group ``onebest.commands`` that names a ``Command``. Only the one that
-is called gets imported, so the runtime never pulls in torch.
+A subcommand is an entry point of the group ``onebest.commands`` that names a ``Command`` called ``command``.
+Only the one that is called gets imported, so the runtime never pulls in torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
+from importlib.util import find_spec
 
 from onebest import __version__
 from onebest.errors import OnebestError
@@ -31,11 +32,25 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the subcommand that the arguments name; return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {entry.name: entry for entry in entry_points(group="onebest.commands")}
-    if words and words[0] in commands:
-        return _run(commands[words[0]], words[1:])
-    _overview(sorted(commands)).parse_args(words)
+    module = _find_module(words[0]) if words else None
+    if module:
+        return _run(words[0], module, words[1:])
+    _overview(sorted(_installed_modules())).parse_args(words)
     return 2
+
+
+def _find_module(name: str) -> str | None:
+    """Return the module of a command: the runtime's own without a look at all that is installed."""
+    own = f"onebest.commands.{name}"
+    if name.isalpha() and find_spec(own):
+        return own
+    return _installed_modules().get(name)
+
+
+def _installed_modules() -> dict[str, str]:
+    from importlib.metadata import entry_points  # takes longer to load than the rest of this file
+
+    return {entry.name: entry.module for entry in entry_points(group="onebest.commands")}
 
 
 def _overview(names: list[str]) -> argparse.ArgumentParser:
@@ -46,20 +61,20 @@ def _overview(names: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(entry: EntryPoint, words: list[str]) -> int:
+def _run(name: str, module: str, words: list[str]) -> int:
     try:
-        command: Command = entry.load()
-        parser = argparse.ArgumentParser(prog=f"onebest {entry.name}", description=command.help)
+        command: Command = import_module(module).command
+        parser = argparse.ArgumentParser(prog=f"onebest {name}", description=command.help)
         command.add_arguments(parser)
         return command.run(parser.parse_args(words))
     except OnebestError as error:
-        print(f"onebest {entry.name}: {error}", file=sys.stderr)
+        print(f"onebest {name}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        package = entry.module.partition(".")[0]
-        extra = package.partition("_")[2].removesuffix("ing") or entry.name
+        package = module.partition(".")[0]
+        extra = package.partition("_")[2].removesuffix("ing") or name
         advice = f"Install what it needs: pip install 'onebest[{extra}]'"
-        print(f"onebest {entry.name}: {error}. {advice}", file=sys.stderr)
+        print(f"onebest {name}: {error}. {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

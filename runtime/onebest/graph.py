@@ -59,7 +59,8 @@ class Graph:
                 "Get it again, or update onebest if the file is newer."
             ) from error
         names = tuple(port.name for port in session.get_inputs())
-        return cls(path, session, names, _contains(path, _DYNAMIC_STEPS), session.get_modelmeta().custom_metadata_map)
+        metadata = session.get_modelmeta().custom_metadata_map
+        return cls(path, session, names, _contains(path, _DYNAMIC_STEPS), metadata)
 
     def run(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         """Return all outputs in their order.

@@ -20,6 +20,7 @@ from onebest.bundle import Bundle, EncoderState, load_bundle
 from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
 from onebest.errors import ModelError, StreamError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
+from onebest.gate import VoiceGate
 from onebest.hotwords import ROOT, Hotwords, Phrases
 from onebest.layout import SUBSAMPLING
 from onebest.results import Result, Segment, Transcript
@@ -86,6 +87,7 @@ class Recognizer:
         *,
         endpoints: bool | Sequence[EndpointRule] = False,
         hotwords: Phrases = (),
+        silence_dbfs: float | None = None,
     ) -> Stream:
         """Return a stream for one utterance, or for an endless one with endpoints.
 
@@ -93,13 +95,16 @@ class Recognizer:
             sample_rate: the rate of its samples.
             endpoints: the rules that end a segment; True is ``DEFAULT_RULES``, False is one segment for all.
             hotwords: see ``Stream.set_hotwords``.
+            silence_dbfs: spare the encoder long silence, which is what is nowhere louder than white noise of
+                this level in decibels of full scale, -70 for example; None spares it nothing.
 
         Raises:
             AudioError: no recogniser could use such a rate.
             ConfigError: a hotword that this model cannot write.
         """
         rules = DEFAULT_RULES if endpoints is True else endpoints or ()
-        stream = Stream(self, sample_rate, rules)
+        gate = None if silence_dbfs is None else VoiceGate(silence_dbfs, *self.bundle.silence_frames)
+        stream = Stream(self, sample_rate, rules, gate)
         stream.set_hotwords(hotwords)
         return stream
 
@@ -148,7 +153,7 @@ class Recognizer:
         )
         after = map(StepState, encoder_states, search_states)
         for stream, state, found in zip(batch, after, emissions, strict=True):
-            stream.move(state, found, frames.shape[1])
+            stream.move(state, found)
 
 
 class Stream:
@@ -158,7 +163,9 @@ class Stream:
     instead, which only take the audio in, and ``Recognizer.advance`` for those that are ``ready``.
     """
 
-    def __init__(self, recognizer: Recognizer, sample_rate: int, rules: Sequence[EndpointRule]):
+    def __init__(
+        self, recognizer: Recognizer, sample_rate: int, rules: Sequence[EndpointRule], gate: VoiceGate | None
+    ):
         self.recognizer = recognizer
         self.state = recognizer.start_state
         self.hotwords: Hotwords | None = None
@@ -169,6 +176,7 @@ class Stream:
         self._received_samples = self._front_end_samples = 0
         self._transcript = Transcript(recognizer.bundle.vocabulary)
         self._endpointer = Endpointer(rules) if rules else None
+        self._gate = gate
         self._encoder_frames = 0
         self._ended = self._finished = False
 
@@ -180,7 +188,12 @@ class Stream:
 
     @property
     def ready(self) -> bool:
-        """Whether a whole window waits, or the last one of an utterance that is over."""
+        """Whether a whole window waits, or the last one of an utterance that is over.
+
+        Windows of long silence wait without being ready where the voice gate is on.
+        """
+        if self._gate and self._gate.is_shut:
+            return False
         sizes = self.recognizer.bundle.sizes
         least = sizes.pad_frames + 1 if self._ended else sizes.window_frames
         return self._waiting_frames >= least
@@ -233,6 +246,8 @@ class Stream:
         if self._front_end_samples:
             self._compute(np.zeros(self._silence_samples(), np.float32))
         self._ended = True
+        if self._gate and self._gate.is_shut:
+            self._pass(self._waiting_frames - self.recognizer.bundle.sizes.pad_frames, ())
         self._finish_if_done()
 
     def set_hotwords(self, phrases: Phrases) -> None:
@@ -274,14 +289,10 @@ class Stream:
             self._waiting = [np.concatenate(self._waiting)]
         return self._waiting[0][: self.next_window_frames]
 
-    def move(self, state: StepState, emissions: Sequence[Emission], frames: int) -> None:
+    def move(self, state: StepState, emissions: Sequence[Emission]) -> None:
         """Move past a window: to the state behind it, with the tokens of its encoder frames."""
-        moved = self.next_window_frames - self.recognizer.bundle.sizes.pad_frames
-        self._waiting = [self._waiting[0][moved:]]
-        self._waiting_frames -= moved
         self.state = state
-        self._add(emissions, frames)
-        self._encoder_frames += frames
+        self._pass(self.next_window_frames - self.recognizer.bundle.sizes.pad_frames, emissions)
         self._finish_if_done()
 
     def _check_open(self) -> None:
@@ -296,9 +307,14 @@ class Stream:
         """Compute the features of samples at 16 kHz."""
         self._front_end_samples += len(samples)
         frames = self._front_end.accept(samples)
-        if len(frames):
-            self._waiting.append(frames)
-            self._waiting_frames += len(frames)
+        if not len(frames):
+            return
+        self._waiting.append(frames)
+        self._waiting_frames += len(frames)
+        if self._gate:
+            self._gate.arrive(frames)
+            if self._gate.spared_frames:
+                self._pass(self._gate.spared_frames, ())
 
     def _advance(self) -> None:
         while self.ready:
@@ -311,6 +327,16 @@ class Stream:
         unit = sizes.chunk_frames if sizes.chunk_frames <= LONGEST_FILLED_CHUNK_FRAMES else SUBSAMPLING
         end = -(-frames // unit) * unit
         return (end + sizes.pad_frames) * FRAME_SHIFT_SAMPLES + _REACH_SAMPLES - self._front_end_samples
+
+    def _pass(self, feature_frames: int, emissions: Sequence[Emission]) -> None:
+        """Move past features, with the tokens of their encoder frames."""
+        self._waiting = [np.concatenate(self._waiting)[feature_frames:]]
+        self._waiting_frames -= feature_frames
+        if self._gate:
+            self._gate.move(feature_frames, bool(emissions))
+        frames = feature_frames // SUBSAMPLING
+        self._add(emissions, frames)
+        self._encoder_frames += frames
 
     def _add(self, emissions: Sequence[Emission], frames: int) -> None:
         """Add tokens to the transcript, and the ends of segments that lie among the frames."""
