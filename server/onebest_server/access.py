@@ -1,7 +1,9 @@
 """Who may connect: tokens, and the web pages whose scripts may.
 
-A token comes as ``Authorization: Bearer TOKEN`` (or ``Token TOKEN``), or, from browsers, which cannot set
-headers, as the query's ``token``. Comparison takes the same time whatever is presented.
+A token comes as ``Authorization: Bearer TOKEN`` (or ``Token TOKEN``). Browsers cannot set headers: from them
+it comes as the query's ``token``, or, as the clients of Deepgram and OpenAI have it there, among the
+subprotocols offered: ``token, TOKEN`` or ``realtime, openai-insecure-api-key.TOKEN``. Comparison takes the
+same time whatever is presented.
 
 Browsers let any page open a connection to any server, the local one included, and say in ``Origin`` which
 page it was. Allowed are the server's own page and those that were named. On loopback the own page's host
@@ -22,6 +24,9 @@ from urllib.parse import urlsplit
 from onebest.errors import ConfigError
 
 TOKEN_VARIABLE = "ONEBEST_TOKEN"
+#: What clients in browsers offer: Deepgram's the first two, OpenAI's the last.
+SUBPROTOCOLS = ("token", "bearer", "realtime")
+_OPENAI_KEY = "openai-insecure-api-key."
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:
@@ -59,7 +64,7 @@ class Access:
         """Return whether a request has a token that opens, or needs none; header names in lower case."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() not in ("bearer", "token"):
-            token = query.get("token", "")
+            token = query.get("token") or _token_among(headers.get("sec-websocket-protocol", ""))
         return not self.tokens or _matches(token.strip(), self.tokens)
 
     def allows_origin(self, headers: Mapping[str, str]) -> bool:
@@ -70,6 +75,19 @@ class Access:
         page = urlsplit(origin)
         is_own = bool(page.netloc) and page.netloc.lower() == headers.get("host", "").lower()
         return is_own and (not self.loopback or is_loopback(page.hostname or ""))
+
+
+def choose_subprotocol(offered: Iterable[str]) -> str | None:
+    """Return the one that a browser's client expects to hear again; None if it offered none of those."""
+    return next((name for name in offered if name in SUBPROTOCOLS), None)
+
+
+def _token_among(subprotocols: str) -> str:
+    names = [name.strip() for name in subprotocols.split(",")]
+    if names[0] in ("token", "bearer") and len(names) > 1:
+        return names[1]
+    keys = [name for name in names if name.startswith(_OPENAI_KEY)]
+    return keys[0].removeprefix(_OPENAI_KEY) if keys else ""
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.http11 import Request, Response
 
 from onebest.errors import ConfigError
-from onebest_server.access import Access, is_loopback
+from onebest_server.access import Access, choose_subprotocol, is_loopback
 from onebest_server.connection import ClientConnection, Doorway, WebsocketOutlet, converse, peer_path
 from onebest_server.http import Admitted, Front
 from onebest_server.limits import Limits
@@ -161,6 +161,7 @@ class Server:
     def _options(self) -> dict[str, Any]:
         return {
             "process_request": self._answer,
+            "select_subprotocol": lambda connection, offered: choose_subprotocol(offered),
             "create_connection": self._connect,
             "open_timeout": self._limits.handshake_seconds,
             "max_size": self._limits.message_bytes,

@@ -316,5 +316,6 @@ addEventListener("drop", (event) => {
 });
 
 addEventListener("beforeunload", (event) => state !== "ready" && event.preventDefault());
+new ResizeObserver(() => transcript.show()).observe(document.querySelector("footer"));
 find("host").textContent = location.hostname;
 setState("ready");

@@ -21,7 +21,7 @@ export class Transcript {
     time.textContent = formatTime(seconds);
     span.textContent = text;
     this.#partial.hidden = !text;
-    if (text) this.#show();
+    if (text) this.show();
   }
 
   /** Begin a recording; the second and later ones get a title. */
@@ -55,11 +55,11 @@ export class Transcript {
   #append(node) {
     this.#removed = null;
     this.#finals.append(node);
-    this.#show();
+    this.show();
   }
 
   /** Keep the end in view for who is reading there; leave alone who has scrolled back. */
-  #show() {
+  show() {
     const root = document.scrollingElement;
     const behind = root.scrollHeight - root.scrollTop - root.clientHeight;
     if (behind < root.clientHeight / 2) root.scrollTop = root.scrollHeight;
