@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onebest.cli import main
-from onebest.errors import ConfigError, ModelError
+from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training.checkpoint import (
     Checkpoint,
     Position,
@@ -86,6 +86,15 @@ def test_a_kill_while_writing_leaves_the_old_one(
     monkeypatch.setattr(os, function, killed)
     with pytest.raises(KeyboardInterrupt):
         save(replace(checkpoint, position=Position()), path)
+    assert load(path).position == POSITION
+
+
+def test_a_full_disk_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save(make_checkpoint(), path)
+    (tmp_path / "checkpoint.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"checkpoint.pt: cannot be written \(No space left on device\)"):
+        save(replace(make_checkpoint(), position=Position()), path)
     assert load(path).position == POSITION
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training.config import ModelConfig, TrainConfig
+from onebest_training.speech import writing
 from onebest_training.strict import from_dict, to_dict
 from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
@@ -66,20 +67,25 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old file or the new one, never a part."""
+    """Write a checkpoint; a kill at any moment leaves the old file or the new one, never a part.
+
+    Raises:
+        DataError: it cannot be written, for instance because the disk is full.
+    """
     partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save(
-            {
-                "format": FORMAT,
-                **{name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__},
-                "position": to_dict(checkpoint.position),
-            },
-            file,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with writing(path):
+        with open(partial, "wb") as file:
+            torch.save(
+                {
+                    "format": FORMAT,
+                    **{name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__},
+                    "position": to_dict(checkpoint.position),
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def load(path: Path) -> Checkpoint:

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from onebest.errors import DataError
 from onebest_training.checkpoint import Position
+from onebest_training.speech import writing
 
 Row = dict[str, Any]
 
@@ -53,14 +54,18 @@ class RunLog:
         os.replace(partial, self._path)
 
     def write(self, position: Position, values: dict[str, Any]) -> None:
-        """Add a row; TensorBoard gets the numbers."""
+        """Add a row; TensorBoard gets the numbers.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         row = {
             "step": position.step,
             "hours": round(position.seconds / 3600, 3),
             "minutes": round(position.wall_seconds / 60, 2),
             **values,
         }
-        with open(self._path, "a", encoding="utf-8") as file:
+        with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             if isinstance(value, float):
