@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from onebest.errors import AudioError
+from onebest.errors import AudioError, ConfigError
 from onebest.recognizer import Stream
 from onebest_server.protocol import (
     INTERNAL,
@@ -32,6 +32,7 @@ from onebest_server.protocol import (
     Finished,
     Open,
     Progress,
+    SetHotwords,
     Stepped,
     Work,
 )
@@ -139,7 +140,7 @@ class Job:
         try:
             while self._queue and not self._stream_waits():
                 self._take(self._queue.popleft())
-        except AudioError as error:
+        except (AudioError, ConfigError) as error:
             self.fail(INVALID_DATA, str(error))
         except Exception:
             _LOG.exception("work failed")
@@ -162,6 +163,8 @@ class Job:
             self._stream.push(work.samples)
             self._owes_reply = work.reply
             self._reply()
+        elif isinstance(work, SetHotwords):
+            self._stream.set_hotwords(work.hotwords)
         elif isinstance(work, End):
             self._ended = entry.arrived
             self._stream.end()

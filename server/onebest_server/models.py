@@ -49,9 +49,10 @@ class Models:
 
         Raises:
             AudioError: no recogniser could use such a sample rate.
+            ConfigError: a hotword that the model cannot write.
         """
         recognizer = self._recognizers[wish.chunk_ms or self.latencies_ms[0]]
-        return recognizer.stream(wish.sample_rate, endpoints=_rules(wish))
+        return recognizer.stream(wish.sample_rate, endpoints=_rules(wish), hotwords=wish.hotwords)
 
 
 def _rules(wish: Open) -> bool | tuple[EndpointRule, ...]:

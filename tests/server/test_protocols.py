@@ -143,7 +143,12 @@ class TestVosk:
 
     def test_config_has_no_reply(self):
         protocol = VoskProtocol(Handshake())
-        config = {"sample_rate": 16000, "words": True, "max_alternatives": 0, "phrase_list": ["hello", "a b"]}
+        config = {
+            "sample_rate": 16000,
+            "words": True,
+            "max_alternatives": 0,
+            "phrase_list": ["hello", "a b", "[unk]"],
+        }
         assert list(protocol.receive(json.dumps({"config": config}))) == []
         assert protocol.receive(b"")[0] == Open(16000, hotwords=("hello", "a b"))
 

@@ -12,6 +12,8 @@ from tiny_model import make_audio
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from onebest import Recognizer
+
 
 def value(server, name, **labels):
     """Return a metric's value."""
@@ -100,10 +102,43 @@ def test_onebest_at_another_latency(serving, models):
         async with serving() as server:
             return await onebest(server, audio, latency_ms=640)
 
-    from onebest import Recognizer
-
     slower = Recognizer(models._recognizers[640].bundle)
     assert finals(asyncio.run(run())) == [slower.transcribe(audio).text]
+
+
+def test_hotwords_from_the_start_and_changed_on_the_way(serving, tiny_folder):
+    audio = make_audio(4.0)
+
+    def say_with(first, second):
+        stream = Recognizer(tiny_folder).stream(hotwords=first)
+        stream.accept(audio[:32000])
+        stream.set_hotwords(second)
+        stream.accept(audio[32000:])
+        return stream.finish().text
+
+    async def run():
+        async with serving() as server, connect(url(server, "/onebest")) as socket:
+            await socket.send('{"type": "start", "hotwords": ["the few"]}')
+            await socket.send(audio[:32000].tobytes())
+            await socket.send('{"type": "hotwords", "hotwords": ["heft"]}')
+            await socket.send(audio[32000:].tobytes())
+            await socket.send('{"type": "finish"}')
+            return finals([json.loads(message) async for message in socket])
+
+    expected = say_with(["the few"], ["heft"])
+    assert expected not in (say_with([], []), say_with(["the few"], []), say_with([], ["heft"]))
+    assert asyncio.run(run()) == [expected]
+
+
+def test_a_hotword_that_the_model_cannot_write(serving):
+    async def run():
+        async with serving() as server, connect(url(server, "/onebest")) as socket:
+            await socket.send('{"type": "start", "hotwords": ["Q9"]}')
+            return [json.loads(message) async for message in drain(socket)], socket.close_code
+
+    messages, code = asyncio.run(run())
+    assert "'Q9'" in messages[-1]["message"]
+    assert code == 1007
 
 
 def test_segments_of_speech_with_pauses(serving, say):

@@ -37,6 +37,8 @@ from onebest_server.protocol import (
 )
 
 DEFAULT_RATE = 8000
+#: In a list of phrases it stands for all other words, which a hotword does not exclude.
+UNKNOWN = "[unk]"
 
 
 class VoskProtocol(Protocol):
@@ -87,7 +89,7 @@ class VoskProtocol(Protocol):
             raise ProtocolError(INVALID_DATA, "Expected phrase_list to be a list of texts.")
         if len(phrases) > most:
             raise ProtocolError(INVALID_DATA, f"Expected up to {most} phrases, got {len(phrases)}.")
-        self._open = Open(int(rate), hotwords=tuple(phrases))
+        self._open = Open(int(rate), hotwords=tuple(phrase for phrase in phrases if phrase != UNKNOWN))
         self._words = bool(config.get("words", True))
 
     def handle(self, event: Event) -> Iterable[Action]:
