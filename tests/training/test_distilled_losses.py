@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from onebest.errors import ConfigError
 from onebest_training.band import band_starts, ctc_viterbi
-from onebest_training.batches import Batch
+from onebest_training.batches import Batch, TeacherInput
+from onebest_training.config import BlockConfig, EncoderConfig
 from onebest_training.distillation import collate_paths
 from onebest_training.frozen_teacher import FrozenTeacher
 from onebest_training.lattice import transducer_loss
@@ -146,6 +147,32 @@ def test_lattices(name: str, band: int, chunk: int, shift: int) -> None:
     stage = stage_with(chunk, band=band, shift=shift, teacher="a.pt", **{name: 1.0})
     losses = compute(model, batch, stage, teacher)
     torch.testing.assert_close(losses[name], total / 7, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lattice", "collapsed"])
+def test_teachers_that_read_less_than_the_student(name: str) -> None:
+    """Frames that only the student has are not taught; those that only the teacher has are not asked for."""
+    torch.manual_seed(5)
+    config = EncoderConfig(8, 2, 60, (BlockConfig(1, 24),), pretrained="whisper:a", inputs=3)
+    transducer = Transducer(replace(make_model().config, encoder=config)).requires_grad_(False).eval()
+    teacher, shift, chunk = FrozenTeacher(transducer.encoder, transducer), 2, 4
+    own = TeacherInput(torch.randn(3, 13, 3), torch.tensor([13, 6, 7]))
+    model, batch = make_model(), make_batch()._replace(teacher=own)
+    encoded, total = encode(model, batch, chunk), torch.zeros(())
+    heard = transducer.encoder(*own, 0, 0)
+    for i, labels in enumerate(LABELS):
+        student = lattice_of(model, encoded[i, : LENGTHS[i]], labels).softmax(2)[shift:]
+        likely = lattice_of(transducer, heard[i, : own.frame_lengths[i]], labels).softmax(2)
+        frames = min(len(student), len(likely))
+        student, likely = student[:frames], likely[:frames]
+        if name == "collapsed":
+            student, likely = collapse(student, labels), collapse(likely, labels)
+        total = total + (likely * (likely / student).log()).nansum()
+    stage = stage_with(chunk, band=0, shift=shift, teacher="a.pt", **{name: 1.0})
+    losses = compute(model, batch, stage, teacher)
+    torch.testing.assert_close(losses[name], total / 7, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="Name a teacher_store"):
+        compute(model, make_batch(), stage, teacher)
 
 
 def collapse(probs: Tensor, labels: list[int]) -> Tensor:

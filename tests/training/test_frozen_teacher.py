@@ -1,17 +1,30 @@
 """Teachers that run beside the student: what can be one, what it says, what is refused, and runs with one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from lhotse.cut import CutSet
 from runs import read_log
+from small_models import make_batch
 from tone_corpus import ToneCorpus, make_stage, tiny_config
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training.checkpoint import load_model
-from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, SourceConfig, TrainConfig
-from onebest_training.encoder import Encoder
+from onebest_training.config import (
+    AugmentConfig,
+    BlockConfig,
+    DataConfig,
+    EncoderConfig,
+    LossConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from onebest_training.encoder import Encoder, frames_out
+from onebest_training.features import FeatureStore
 from onebest_training.frozen_teacher import load_teacher
 from onebest_training.trainer import Trainer
 
@@ -38,9 +51,11 @@ def write_encoder(path: Path) -> Encoder:
 @torch.no_grad()
 def test_weights_of_an_encoder_tell_its_sizes(tmp_path: Path) -> None:
     encoder = write_encoder(tmp_path / "encoder.pt")
-    features, lengths = torch.randn(2, 31, 80), torch.tensor([7, 4])
+    batch = make_batch()
     teacher = load_teacher(tmp_path / "encoder.pt", b"", CPU)
-    torch.testing.assert_close(teacher.encode(features, lengths), encoder(features, lengths, 0, 0))
+    frames, lengths = teacher.encode(batch)
+    torch.testing.assert_close(frames, encoder(batch.features, batch.frame_lengths, 0, 0))
+    assert torch.equal(lengths, batch.frame_lengths)
     assert teacher.transducer is None
     assert not any(parameter.requires_grad for parameter in teacher.encoder.parameters())
 
@@ -98,6 +113,65 @@ def test_speech_without_text_teaches_what_needs_no_labels(corpus: ToneCorpus, tm
     Trainer(replace(config, data=data, model=model, stages=(stage,)), tmp_path / "run").run()
     rows = [row for row in read_log(tmp_path / "run") if "loss" in row]
     assert all(row["embedding"] > 0 and row["self_ctc"] > 0 and row["left_out"] == 0 for row in rows)
+
+
+def write_frames(corpus: ToneCorpus, folder: Path, leave_out: int = 0) -> Path:
+    """A store of the frames that an encoder might give: two values every 40 ms, one frame more than ours."""
+    cuts, frames = [], 0
+    for cut in FeatureStore(corpus.store).cuts[leave_out:]:
+        count = frames_out(cut.custom["num_frames"]) + 1
+        cut.custom = {**cut.custom, "first_frame": frames, "num_frames": count}
+        cuts.append(cut)
+        frames += count
+    folder.mkdir()
+    CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
+    np.random.default_rng(0).standard_normal((frames, 2)).astype(np.float16).tofile(folder / "features.f16")
+    front_end = {"encoder": "whisper:somewhere", "width": 2, "digest": ""}
+    (folder / "store.json").write_text(json.dumps({"front_end": front_end, "frames": frames}))
+    return folder
+
+
+def with_frames(config: TrainConfig, store: Path) -> DataConfig:
+    (source,) = config.data.train
+    return replace(config.data, train=(replace(source, teacher_store=str(store)),))
+
+
+def test_a_teacher_reads_frames_of_its_own(corpus: ToneCorpus, tmp_path: Path) -> None:
+    frames = write_frames(corpus, tmp_path / "frames")
+    blocks = (BlockConfig(1, 16),)
+    encoder = EncoderConfig(8, 2, blocks=blocks, pretrained="whisper:somewhere", inputs=2)
+    base = tiny_config(corpus, make_stage("a", 1, augment=AugmentConfig()))
+    taught = (replace(base.data.train[0], store=str(frames)),)
+    own = replace(base, model=replace(base.model, encoder=encoder), data=replace(base.data, train=taught))
+    own = replace(own, data=replace(own.data, dev=str(frames), noise=""))
+    teacher = Trainer(own, tmp_path / "teacher")
+    teacher.folder.mkdir(exist_ok=True)
+    teacher.save()
+    loss = LossConfig(0.0, collapsed=0.1, lattice=0.1, embedding=1.0, teacher=str(teacher.path))
+    stage = make_stage("b", 2, augment=AugmentConfig(), loss=loss)
+    student = replace(base, model=replace(base.model, embedding_width=8), stages=(stage,), log_steps=1)
+    with pytest.raises(ConfigError, match="Make stores of that with: onebest prepare --front-end"):
+        Trainer(student, tmp_path / "without")
+    Trainer(replace(student, data=with_frames(student, frames)), tmp_path / "student").run()
+    rows = [row for row in read_log(tmp_path / "student") if "loss" in row]
+    assert len(rows) == 2
+    assert all(row[name] > 0 for row in rows for name in ("collapsed", "lattice", "embedding"))
+
+
+def test_stored_frames_are_embeddings_themselves(
+    corpus: ToneCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = write_frames(corpus, tmp_path / "frames", leave_out=3)
+    stage = make_stage("a", 2, augment=AugmentConfig(), loss=LossConfig(0.0, embedding=1.0))
+    base = tiny_config(corpus, make_stage("", 1, augment=AugmentConfig()), log_steps=1)
+    config = replace(base, data=with_frames(base, frames), stages=(stage,))
+    good = replace(config, model=replace(config.model, embedding_width=2))
+    trainer = Trainer(good, tmp_path / "run")
+    assert "3 cuts left out: not in the teacher's store" in caplog.text
+    trainer.run()
+    assert read_log(tmp_path / "run")[0]["embedding"] > 0
+    with pytest.raises(ConfigError, match="embedding_width is 5, but the embeddings have 2"):
+        Trainer(replace(config, model=replace(config.model, embedding_width=5)), tmp_path / "other").run()
 
 
 @pytest.mark.parametrize(

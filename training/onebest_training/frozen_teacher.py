@@ -1,24 +1,37 @@
 """A teacher that runs beside the student: a model or an encoder of ours, frozen, at full context.
 
+It reads the student's features, or its own of the same cuts where it stands on a pre-trained encoder.
+
 Axis legend: B batch, T encoder frames (40 ms), D teacher's width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from onebest.errors import ConfigError, ModelError
+from onebest_training.batches import Batch, TeacherInput
 from onebest_training.checkpoint import load_model
 from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, TrainConfig
 from onebest_training.encoder import Encoder
+from onebest_training.features import FeatureStore
 from onebest_training.transducer import Transducer
 
 #: Channels of an attention head in every Whisper model.
 WHISPER_HEAD = 64
+
+
+class Embeddings(NamedTuple):
+    """A teacher's encoder frames, float32 [B, T, D], as many as the student has; those that count, [B]."""
+
+    frames: Tensor
+    lengths: Tensor
 
 
 class FrozenTeacher(NamedTuple):
@@ -28,17 +41,33 @@ class FrozenTeacher(NamedTuple):
     transducer: Transducer | None
 
     @torch.no_grad()
-    def encode(self, features: Tensor, frame_lengths: Tensor) -> Tensor:
-        """Encode features [B, 4T+3, 80] at full context, float32 [B, T, D]."""
-        encoded: Tensor = self.encoder(features, frame_lengths, 0, 0)
-        return encoded.float()
+    def encode(self, batch: Batch) -> Embeddings:
+        """Encode a batch at full context.
 
-    def check(self, loss: LossConfig, embedding_width: int) -> None:
+        Raises:
+            ConfigError: the batch lacks what a pre-trained encoder reads.
+        """
+        if not self.encoder.config.pretrained:
+            encoded = self.encoder(batch.features, batch.frame_lengths, 0, 0)
+            return Embeddings(encoded.float(), batch.frame_lengths)
+        own = stored_input(batch)
+        return align(self.encoder(*own, 0, 0).float(), own.frame_lengths, batch)
+
+    def check(self, loss: LossConfig, embedding_width: int, stores: Sequence[str]) -> None:
         """Make sure that the losses of a stage find what they need.
 
         Raises:
-            ConfigError: a loss on posteriors, but this is an encoder alone; or another embedding width.
+            ConfigError: a loss on posteriors, but this is an encoder alone; another embedding width; stores
+                without what the encoder reads.
         """
+        if self.encoder.config.pretrained:
+            if not all(stores):
+                raise ConfigError(
+                    f"{loss.teacher} reads {self.encoder.config.pretrained}. Make stores of that with: "
+                    "onebest prepare --front-end, and name them as teacher_store of each source."
+                )
+            for store in stores:
+                FeatureStore(Path(store)).check_front_end(self.encoder.config)
         if (loss.collapsed or loss.lattice) and self.transducer is None:
             raise ConfigError(
                 f"{loss.teacher} is an encoder; collapsed and lattice need a transducer. Name a checkpoint."
@@ -48,6 +77,26 @@ class FrozenTeacher(NamedTuple):
             raise ConfigError(
                 f"model.embedding_width is {embedding_width}, but {loss.teacher} has embeddings of {width}."
             )
+
+
+def stored_input(batch: Batch) -> TeacherInput:
+    """Return what a teacher reads of a batch.
+
+    Raises:
+        ConfigError: there is nothing.
+    """
+    if batch.teacher is None:
+        raise ConfigError(
+            "a teacher reads other features than the student. Name a teacher_store of them at the sources."
+        )
+    return batch.teacher
+
+
+def align(frames: Tensor, lengths: Tensor, batch: Batch) -> Embeddings:
+    """Give frames [B, T', D] as many as the batch's student has; what is past either end does not count."""
+    num_frames = int(batch.frame_lengths.max())
+    padded = functional.pad(frames, (0, 0, 0, num_frames - frames.shape[1]))
+    return Embeddings(padded, torch.minimum(lengths, batch.frame_lengths))
 
 
 def load_teacher(path: Path, tokens_model: bytes, device: torch.device) -> FrozenTeacher:
@@ -112,5 +161,6 @@ def load_teachers(config: TrainConfig, tokens_model: bytes, device: torch.device
     for loss in (stage.loss for stage in config.stages if stage.loss.teacher):
         if loss.teacher not in teachers:
             teachers[loss.teacher] = load_teacher(Path(loss.teacher), tokens_model, device)
-        teachers[loss.teacher].check(loss, config.model.embedding_width)
+        stores = [source.teacher_store for source in config.data.train]
+        teachers[loss.teacher].check(loss, config.model.embedding_width, stores)
     return teachers

@@ -147,7 +147,7 @@ def collapsed_loss(outputs: Outputs) -> Tensor:
         teacher = nodes.planes(outputs.teacher_logits)
     frame = torch.arange(outputs.encoded.shape[1], device=outputs.encoded.device)
     place = torch.arange(nodes.width, device=frame.device)
-    inside = (frame >= shift) & (frame < outputs.references.frame_lengths[:, None])
+    inside = (frame >= shift) & (frame < _common_lengths(outputs)[:, None])
     counts = inside[:, :, None] & (place < nodes.node_lengths[:, None, None])
     temperature, continues = outputs.config.temperature, nodes.next_labels[1]
     losses = collapsed_divergence(outputs.planes, teacher, counts, continues, temperature=temperature)
@@ -160,7 +160,7 @@ def lattice_loss(outputs: Outputs) -> Tensor:
     losses = lattice_divergence(
         outputs.logits[:, shift:],
         outputs.teacher_logits[:, shift:],
-        (references.frame_lengths - shift).clamp(min=0),
+        (_common_lengths(outputs) - shift).clamp(min=0),
         outputs.nodes.node_lengths,
         temperature=outputs.config.temperature,
     )
@@ -175,7 +175,7 @@ def sequence_loss(outputs: Outputs) -> Tensor:
     references = hypotheses_of(outputs.batch, targets)
     nodes = outputs.nodes_of(references)
     losses = _sequence_losses(nodes, nodes.planes(nodes.logits(outputs.model, outputs.projected)))
-    fits = references.weights > 0
+    fits = references.label_lengths == targets.reference_lengths
     scores = -losses[fits], targets.scores[fits], references.utterances[fits]
     divergences = sequence_divergence(*scores, temperature=outputs.config.temperature)
     return divergences.sum() / outputs.label_count
@@ -186,10 +186,15 @@ def embedding_loss(outputs: Outputs) -> Tensor:
     head, delay = outputs.model.embedding, outputs.config.embedding_delay
     if head is None:
         raise ConfigError("loss.embedding needs a head. Set model.embedding_width to the teacher's width.")
-    teacher = outputs.teacher_encoded
+    teacher, lengths = outputs.embeddings
+    if teacher.shape[2] != head.out_features:
+        raise ConfigError(
+            f"model.embedding_width is {head.out_features}, but the embeddings have {teacher.shape[2]}."
+        )
     wanted = functional.layer_norm(teacher, teacher.shape[2:])[:, : max(0, teacher.shape[1] - delay)]
     error: Tensor = (head(outputs.encoded[:, delay:]).float() - wanted).square().mean(2)
-    valid = _valid_frames(outputs)[:, delay:]
+    frame = torch.arange(wanted.shape[1], device=wanted.device)
+    valid = _valid_frames(outputs)[:, delay:] & (frame < lengths[:, None])
     return error.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
@@ -215,6 +220,13 @@ def _sequence_losses(
     lattice = banded_planes(*planes, nodes.starts, references.labels.shape[1])
     lengths = references.frame_lengths, references.label_lengths
     return transducer_loss_from_planes(*lattice, *lengths, fastemit=fastemit, delay_penalty=delay_penalty)
+
+
+def _common_lengths(outputs: Outputs) -> Tensor:
+    """Return how many student frames, from ``shift`` on, have one of the teacher's to learn from, [R]."""
+    references = outputs.references
+    taught = outputs.embeddings.lengths[references.utterances] + outputs.shift
+    return torch.minimum(references.frame_lengths, taught)
 
 
 def _weighted(losses: Tensor, references: References) -> Tensor:

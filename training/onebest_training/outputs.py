@@ -18,7 +18,7 @@ from onebest_training.band import ctc_viterbi
 from onebest_training.batches import Batch
 from onebest_training.config import LossConfig
 from onebest_training.distillation import TargetBatch
-from onebest_training.frozen_teacher import FrozenTeacher
+from onebest_training.frozen_teacher import Embeddings, FrozenTeacher, align, stored_input
 from onebest_training.references import (
     LatticeNodes,
     References,
@@ -115,16 +115,16 @@ class Outputs:
         if self.teacher is None or self.teacher.transducer is None:
             raise ConfigError("collapsed and lattice need a transducer as loss.teacher, and there is none.")
         with torch.no_grad():
-            projected = self.teacher.transducer.projection(self.teacher_encoded)
+            projected = self.teacher.transducer.projection(self.embeddings.frames)
             later = functional.pad(projected, (0, 0, self.shift, 0))[:, : projected.shape[1]]
             return self.nodes.logits(self.teacher.transducer, later)
 
     @cached_property
-    def teacher_encoded(self) -> Tensor:
-        """The teacher's encoder output, float32 [B, T, teacher's width]."""
+    def embeddings(self) -> Embeddings:
+        """The teacher's encoder output, or without a teacher the frames that are stored."""
         if self.teacher is None:
-            raise ConfigError("embedding, collapsed and lattice need a loss.teacher, and there is none.")
-        return self.teacher.encode(self.batch.features, self.batch.frame_lengths)
+            return align(*stored_input(self.batch), self.batch)
+        return self.teacher.encode(self.batch)
 
     def targets(self, name: str) -> TargetBatch:
         """Return the stored targets, which the setting ``name`` asks for."""
