@@ -52,7 +52,7 @@ class ProtocolError(OnebestError, ValueError):
 # Actions: what a protocol asks of its session.
 
 
-#: Tokens of one word lie up to so far apart; a shorter silence would end segments inside words.
+#: Tokens of one word can lie 300 ms apart; a shorter silence would end segments inside words.
 SHORTEST_SILENCE_MS = 400
 
 

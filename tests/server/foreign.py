@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import soundfile
+import soxr
 
 from onebest.results import Segment, Token, Word
 from onebest_server.models import Models
@@ -60,12 +60,9 @@ def bear(protocol, messages, events):
 @cache
 def recording(rate=16000):
     """Return samples [S] of the recording, int16, of any rate, and what the shipped model says it says."""
-    samples, sample_rate = soundfile.read(SAMPLE, dtype="float32")
+    samples, sample_rate = soundfile.read(SAMPLE, dtype="int16")
     if rate != sample_rate:
-        import soxr
-
         samples = soxr.resample(samples, sample_rate, rate)
-    samples = (np.clip(samples, -1, 1) * 32767).astype("<i2")
     stream = _shipped()._recognizers[_shipped().latencies_ms[0]].stream(rate)
     stream.accept(samples)
     return samples, stream.finish().text
