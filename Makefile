@@ -11,7 +11,7 @@ RESULTS := benchmarks/results
 SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 
-.PHONY: setup system test lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-kd tables wheel clean
+.PHONY: setup system test lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-serve bench-kd tables wheel clean
 
 setup: $(STAMP)
 
@@ -47,7 +47,7 @@ imports: $(STAMP)
 check: lint types imports test
 
 # Each benchmark's last line is its result. DEV is a lhotse manifest or a folder laid out like LibriSpeech.
-bench: bench-loss bench-decode bench-mic bench-wer
+bench: bench-loss bench-decode bench-mic bench-wer bench-serve
 
 bench-loss: $(STAMP)
 	mkdir -p $(RESULTS)
@@ -63,6 +63,11 @@ bench-mic: $(STAMP)
 	mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/mic.py --sound-server | tee $(RESULTS)/mic.tmp
 	tail -n 1 $(RESULTS)/mic.tmp > $(RESULTS)/mic.json && rm $(RESULTS)/mic.tmp
+
+bench-serve: $(STAMP)
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/serve.py | tee $(RESULTS)/serve.tmp
+	tail -n 1 $(RESULTS)/serve.tmp > $(RESULTS)/serve.json && rm $(RESULTS)/serve.tmp
 
 bench-wer: $(STAMP)
 	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
@@ -112,7 +113,10 @@ class AsyncClient:
         buffer_seconds: float = 30.0,
     ):
         parts = urlsplit(url)
-        self._url = urlunsplit(parts._replace(path=PATH if parts.path in ("", "/") else parts.path))
+        # A load balancer that goes by this parameter leads a client back to the server that has its session.
+        query = "&".join(filter(None, [parts.query, f"client={secrets.token_hex(8)}"]))
+        path = PATH if parts.path in ("", "/") else parts.path
+        self._url = urlunsplit(parts._replace(path=path, query=query))
         self._rate = sample_rate
         self._start = {
             "type": "start",

@@ -26,6 +26,8 @@ from onebest_server.protocol import Handshake, Protocol, ProtocolError
 from onebest_server.protocols import PROTOCOLS
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: Whether the server runs; whether it has room for another client.
+PROBES = HEALTHY, READY = "/healthz", "/readyz"
 #: The page loads nothing from elsewhere, and no other page may frame it.
 PAGE_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -110,9 +112,9 @@ class Front:
             return HTTPStatus.BAD_REQUEST, "protocol", error.reason
 
     def _answer_plain(self, path: str, headers: Mapping[str, str], query: Mapping[str, str]) -> Response:
-        if path == "/healthz":
+        if path == HEALTHY:
             return respond(HTTPStatus.OK, "The server runs.")
-        if path == "/readyz":
+        if path == READY:
             if self.draining or self.room < 1:
                 return respond(HTTPStatus.SERVICE_UNAVAILABLE, "No room for another client.")
             return respond(HTTPStatus.OK, "Ready.")
