@@ -82,7 +82,7 @@ class Hotwords:
     def _spell(self, phrase: str) -> bytes:
         """Return a phrase as tokens spell it: from a word's start, in a vocabulary that marks these."""
         words = " ".join(phrase.lower().split())
-        for spelled in (f" {words}".encode(), words.encode()):
+        for spelled in (f" {words}".encode(errors="surrogatepass"), words.encode(errors="surrogatepass")):
             if self._can_spell(spelled):
                 return spelled
         raise ConfigError(

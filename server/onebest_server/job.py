@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from onebest.errors import AudioError, ConfigError
 from onebest.recognizer import Stream
+from onebest_server.models import choose_hotwords
 from onebest_server.protocol import (
     INTERNAL,
     INVALID_DATA,
@@ -164,7 +165,7 @@ class Job:
             self._owes_reply = work.reply
             self._reply()
         elif isinstance(work, SetHotwords):
-            self._stream.set_hotwords(work.hotwords)
+            self._stream.set_hotwords(choose_hotwords(work, self._stream.recognizer))
         elif isinstance(work, End):
             self._ended = entry.arrived
             self._stream.end()

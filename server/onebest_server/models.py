@@ -6,9 +6,10 @@ from pathlib import Path
 
 from onebest.bundle import Bundle, load_bundle
 from onebest.endpoint import DEFAULT_RULES, EndpointRule
-from onebest.errors import ModelError
+from onebest.errors import ConfigError, ModelError
+from onebest.hotwords import Hotwords
 from onebest.recognizer import DEFAULT_MODEL, Recognizer, Stream
-from onebest_server.protocol import Open
+from onebest_server.protocol import Open, SetHotwords
 
 #: Chunk lengths on offer besides the model's own; what a model cannot do is left out.
 LATENCIES_MS = (320, 640, 1280)
@@ -52,7 +53,23 @@ class Models:
             ConfigError: a hotword that the model cannot write.
         """
         recognizer = self._recognizers[wish.chunk_ms or self.latencies_ms[0]]
-        return recognizer.stream(wish.sample_rate, endpoints=_rules(wish), hotwords=wish.hotwords)
+        hotwords = choose_hotwords(wish, recognizer)
+        return recognizer.stream(wish.sample_rate, endpoints=_rules(wish), hotwords=hotwords)
+
+
+def choose_hotwords(wish: Open | SetHotwords, recognizer: Recognizer) -> tuple[str, ...]:
+    """Return the hotwords of a wish; if it is lenient, only those that the model can write."""
+    if not wish.lenient:
+        return wish.hotwords
+    return tuple(hotword for hotword in wish.hotwords if _can_write(recognizer, hotword))
+
+
+def _can_write(recognizer: Recognizer, hotword: str) -> bool:
+    try:
+        Hotwords(recognizer.bundle.vocabulary, [hotword])
+    except ConfigError:
+        return False
+    return True
 
 
 def _rules(wish: Open) -> bool | tuple[EndpointRule, ...]:

@@ -66,6 +66,7 @@ class Open:
         chunk_ms: one of ``Handshake.latencies_ms``; None is the server's own.
         endpoints: whether silence ends a segment.
         silence_ms: the silence after speech that does; None is the runtime's own.
+        lenient: whether hotwords that the model cannot write are left out; else they are an error.
     """
 
     sample_rate: int
@@ -73,6 +74,7 @@ class Open:
     chunk_ms: int | None = None
     endpoints: bool = True
     silence_ms: int | None = None
+    lenient: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ class Audio:
 
 @dataclass(frozen=True)
 class SetHotwords:
-    """Expect other words from here on."""
+    """Expect other words from here on; ``lenient`` as in ``Open``."""
 
     hotwords: tuple[str, ...]
+    lenient: bool = False
 
 
 @dataclass(frozen=True)

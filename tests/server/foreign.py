@@ -63,20 +63,20 @@ def recording(rate=16000):
     samples, sample_rate = soundfile.read(SAMPLE, dtype="int16")
     if rate != sample_rate:
         samples = soxr.resample(samples, sample_rate, rate)
-    stream = _shipped()._recognizers[_shipped().latencies_ms[0]].stream(rate)
+    stream = shipped()._recognizers[shipped().latencies_ms[0]].stream(rate)
     stream.accept(samples)
     return samples, stream.finish().text
 
 
 @cache
-def _shipped():
+def shipped():
     return Models()
 
 
 @asynccontextmanager
 async def serving_shipped(**settings):
     """Run a server with the model that onebest ships."""
-    server = Server(Settings(port=0, **settings), _shipped())
+    server = Server(Settings(port=0, **settings), shipped())
     await server.start()
     try:
         async with asyncio.timeout(60):

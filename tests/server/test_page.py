@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from browser import CHROMIUM, opened, running_chromium
-from foreign import SAMPLE, _shipped, serving_shipped
+from foreign import SAMPLE, serving_shipped, shipped
 
 from onebest_server.limits import Limits
 from onebest_server.protocols.onebest import OnebestProtocol
@@ -79,7 +79,7 @@ def heard(monkeypatch):
 
 def offline(samples, rate):
     """Return what the shipped model says of samples, a text a segment."""
-    models = _shipped()
+    models = shipped()
     stream = models._recognizers[models.latencies_ms[0]].stream(rate, endpoints=True)
     stream.accept(samples)
     return [segment.text for segment in stream.finish().segments]

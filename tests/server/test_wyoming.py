@@ -111,7 +111,7 @@ class TestConversation:
         assert (
             say(protocol, "transcribe", language="en", transcript_names=["a"], transcript_terms=["b"]) == []
         )
-        assert say(protocol, "audio-start", **FORMAT) == [Open(16000, ("a", "b"))]
+        assert say(protocol, "audio-start", **FORMAT) == [Open(16000, ("a", "b"), lenient=True)]
         assert samples_of(say(protocol, "audio-chunk", INTS.tobytes(), **FORMAT)) == [[100, -100]]
         assert say(protocol, "audio-stop") == [End()]
         assert say(protocol, "audio-stop") == []
@@ -119,7 +119,7 @@ class TestConversation:
     def test_audio_without_a_start_of_its_own(self):
         chunk = np.array([16384, 0], "<i2").tobytes()
         opened, audio = say(make(), "audio-chunk", chunk, rate=8000, width=2, channels=2)
-        assert opened == Open(8000)
+        assert opened == Open(8000, lenient=True)
         assert samples_of([audio]) == [[0.25]]
 
     def test_hotwords_beyond_the_limit_are_left_out(self):
@@ -212,7 +212,8 @@ class TestTcp:
             async with AsyncTcpClient("127.0.0.1", server.wyoming_port) as client:
                 await client.write_event(Describe().event())
                 events = [await client.read_event()]
-                await client.write_event(Transcribe(language="en").event())
+                names = ["Büro 2"]  # which the model cannot write; Home Assistant names what there is
+                await client.write_event(Transcribe(language="en", transcript_names=names).event())
                 await client.write_event(AudioStart(**FORMAT).event())
                 for start in range(0, len(samples), 1600):
                     piece = samples[start : start + 1600].tobytes()

@@ -109,7 +109,7 @@ class DeepgramProtocol(Protocol):
         if self._is_open:
             return []
         self._is_open = True
-        return [Open(self._rate, self._keyterms, silence_ms=self._silence_ms)]
+        return [Open(self._rate, self._keyterms, silence_ms=self._silence_ms, lenient=True)]
 
     def _end(self, kind: str) -> list[Action]:
         begin = self._begin()
@@ -124,7 +124,7 @@ class DeepgramProtocol(Protocol):
         if not isinstance(keyterms, list) or not all(isinstance(term, str) for term in keyterms):
             raise ProtocolError(INVALID_DATA, "Expected keyterms to be a list of texts.")
         self._keyterms = self._check_keyterms(tuple(keyterms))
-        change = [SetHotwords(self._keyterms)] if self._is_open else []
+        change = [SetHotwords(self._keyterms, lenient=True)] if self._is_open else []
         return [*change, _send(answer | {"keyterms": keyterms})]
 
     def _check_keyterms(self, keyterms: tuple[str, ...]) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ class OpenaiProtocol(Protocol):
             if configuration.sample_rate != self._configuration.sample_rate:
                 raise Refusal("The rate can only change while the buffer is empty.", "session")
             if configuration.hotwords != self._configuration.hotwords:
-                actions.append(SetHotwords(configuration.hotwords))
+                actions.append(SetHotwords(configuration.hotwords, lenient=True))
         self._configuration = configuration
         kind = "transcription_session.updated" if is_flat else "session.updated"
         description = configuration.describe_flat if is_flat else configuration.describe
@@ -179,7 +179,12 @@ class OpenaiProtocol(Protocol):
         configuration = self._configuration
         self._open = _Utterance(configuration)
         self._utterances.append(self._open)
-        return Open(configuration.sample_rate, configuration.hotwords, silence_ms=configuration.silence_ms)
+        return Open(
+            configuration.sample_rate,
+            configuration.hotwords,
+            silence_ms=configuration.silence_ms,
+            lenient=True,
+        )
 
     def _commit(self) -> list[Action]:
         if self._open is None or not self._open.samples:

@@ -152,7 +152,7 @@ class WyomingProtocol(Protocol):
             raise ProtocolError(INVALID_DATA, f"channels: expected 1 to {MOST_CHANNELS}.")
         self._pcm = PcmReader("<i2", channels)
         assert isinstance(rate, int)
-        return [Open(rate, self._hotwords)]
+        return [Open(rate, self._hotwords, lenient=True)]
 
     def _read_hotwords(self, data: dict[str, Any]) -> tuple[str, ...]:
         """Return the names and terms to expect; those beyond the limit matter least and are left out."""
