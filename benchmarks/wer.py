@@ -1,80 +1,88 @@
 """The word error rate of a model on each corpus of a manifest, at several latencies and offline.
 
-    python benchmarks/wer.py MANIFEST [--model DIR] [--jobs N] [--limit N]
+    python benchmarks/wer.py MANIFEST [--model DIR] [--checkpoint FILE] [--beside RESULT] [--limit N]
 
 Each row is ``onebest evaluate``, the shipped runtime, with another chunk length; offline is one chunk that
-holds the longest utterance. The last line is JSON.
+holds the longest utterance. --checkpoint is what the model was exported from: it is exported again in
+float32, for a row of its own. --beside takes the row of another recogniser, of the same speech, from its
+result. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from machine import describe_machine, describe_versions, model_hash
+from measuring import Results, evaluate, make_parser, print_result, run
 
-from onebest.recognizer import DEFAULT_MODEL
+from onebest.card import read_card
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280, "offline": 40_000}
+FLOAT_CHUNK_MS = 640
 
 
 def main() -> None:
     arguments = parse_arguments()
-    rows = {name: evaluate(arguments, chunk_ms) for name, chunk_ms in CHUNKS_MS.items()}
-    corpora = list(next(iter(rows.values())))
-    print(f"{'WER %':12}" + "".join(f"{corpus:>18}" for corpus in corpora))
-    for name, scores in rows.items():
-        print(f"{name:12}" + "".join(f"{scores[corpus]['wer']:18.2f}" for corpus in corpora))
-    folder = arguments.model or DEFAULT_MODEL
-    print(
-        json.dumps(
-            {
-                "benchmark": "wer",
-                "rows": [
-                    {"latency": name, "chunk_ms": CHUNKS_MS[name], "scores": scores}
-                    for name, scores in rows.items()
-                ],
-                "manifest": arguments.manifest.name,
-                "model": {"name": folder.name, "sha256": model_hash(folder)},
-                "machine": describe_machine(),
-                "versions": describe_versions("onebest", "onnxruntime"),
-            }
-        )
-    )
+    rows = [measure(name, arguments.model, chunk_ms, arguments) for name, chunk_ms in CHUNKS_MS.items()]
+    if arguments.checkpoint:
+        rows.append(measure_float(arguments))
+    if arguments.beside:
+        rows.append(read_beside(arguments.beside, rows[0]))
+    corpora = list(rows[0]["scores"])
+    print(f"{'WER %':16}" + "".join(f"{corpus:>18}" for corpus in corpora))
+    for row in rows:
+        print(f"{row['latency']:16}" + "".join(f"{row['scores'][name]['wer']:18.2f}" for name in corpora))
+    summary = {
+        row["latency"]: {corpus: round(score["wer"], 2) for corpus, score in row["scores"].items()}
+        for row in rows
+        if "chunk_ms" in row
+    }
+    print_result("wer", arguments, rows=rows, summary=summary)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--model", type=Path, help="the model's folder (default: what ships)")
+    parser = make_parser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="for a row in float32")
+    parser.add_argument("--beside", type=Path, help="last line of pocketsphinx_wer.py, for its row")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="take the first N cuts only")
     return parser.parse_args()
 
 
-def evaluate(arguments: argparse.Namespace, chunk_ms: int) -> dict[str, dict[str, float]]:
-    """Return the scores by corpus at one chunk length."""
+def measure(name: str, model: Path, chunk_ms: int, arguments: argparse.Namespace) -> Results:
+    scores, _ = evaluate(arguments.manifest, model, chunk_ms, arguments.jobs, arguments.limit)
+    return {"latency": name, "chunk_ms": chunk_ms, "scores": scores}
+
+
+def measure_float(arguments: argparse.Namespace) -> Results:
+    """Measure the model in float32, exported with the settings that its card names."""
+    card = read_card(arguments.model)
+    penalty = card.get("architecture", {}).get("blank_penalty", 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "scores.json"
-        command = [
-            Path(sys.executable).with_name("onebest"),
-            "evaluate",
-            arguments.manifest,
-            "--json",
-            out,
-            "--chunk-ms",
-            str(chunk_ms),
-            "--jobs",
-            str(arguments.jobs),
-        ]
-        command += ["--model", arguments.model] if arguments.model else []
-        command += ["--limit", str(arguments.limit)] if arguments.limit else []
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text("utf-8"))["scores"]
+        bundle = Path(folder) / "float32"
+        run("export", arguments.checkpoint, bundle, "--float", "--blank-penalty", penalty)
+        steps = [found.get("training", {}).get("steps") for found in (card, read_card(bundle))]
+        if steps[0] != steps[1]:
+            raise SystemExit(
+                f"wer.py: {arguments.model} was trained for {steps[0]} steps, {arguments.checkpoint} for "
+                f"{steps[1]}. Name the checkpoint that the model was exported from."
+            )
+        return measure(f"{FLOAT_CHUNK_MS} ms, float32", bundle, FLOAT_CHUNK_MS, arguments)
+
+
+def read_beside(path: Path, ours: Results) -> Results:
+    """Return the row of another recogniser's result, measured on the same words."""
+    result = json.loads(path.read_text("utf-8"))
+    words = [
+        {corpus: score["words"] for corpus, score in scores.items()}
+        for scores in (ours["scores"], result["scores"])
+    ]
+    if words[0] != words[1]:
+        raise SystemExit(
+            f"wer.py: {path} is of other speech: {words[1]} words, not {words[0]}. Measure it again."
+        )
+    return {"latency": result["recognizer"], "scores": result["scores"], "machine": result["machine"]}
 
 
 if __name__ == "__main__":

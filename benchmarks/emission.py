@@ -1,0 +1,98 @@
+"""How much later a model brings out its tokens at each latency than a reference path has them.
+
+    python benchmarks/emission.py MANIFEST [--targets FOLDER] [--model DIR] [--limit N]
+
+The reference is what the model itself says offline, or with --targets a teacher's best paths from ``onebest
+targets``, which must have the model's vocabulary. Tokens are matched by edit distance. *Emission* is the
+distance of the encoder frames that emit a token; *shown* counts to the end of the chunk that holds the frame,
+plus what the encoder sees beyond it: when the token can be on a screen, but for the time of computing. The
+last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from measuring import Results, make_parser, print_result, read_speech
+
+from onebest import Recognizer
+from onebest.layout import SUBSAMPLING
+from onebest.results import FRAME_MS, FRAME_SECONDS, Token
+from onebest_training.delay import TimedToken, matched_delays
+from onebest_training.targets import TargetStore
+
+CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280}
+OFFLINE_MS = 40_000
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    recognizers = {name: Recognizer(arguments.model, chunk_ms=ms) for name, ms in CHUNKS_MS.items()}
+    offline = Recognizer(arguments.model, chunk_ms=OFFLINE_MS)
+    ids = {offline.bundle.vocabulary.spell(token): token for token in range(len(offline.bundle.vocabulary))}
+    targets = TargetStore(arguments.targets) if arguments.targets else None
+    emitted: dict[str, list[int]] = defaultdict(list)
+    shown: dict[str, list[int]] = defaultdict(list)
+    for cut, samples in read_speech(arguments.manifest, arguments.limit):
+        if targets is None:
+            reference = timed(offline.transcribe(samples).tokens, ids)
+        elif cut.id in targets:
+            path = targets.paths(cut.id)[0]
+            nodes = zip(path.tokens.tolist(), path.frames.tolist(), strict=True)
+            reference = [TimedToken(token, frame) for token, frame in nodes if token]
+        else:
+            continue
+        for name, recognizer in recognizers.items():
+            tokens = timed(recognizer.transcribe(samples).tokens, ids)
+            emitted[name] += matched_delays(reference, tokens)
+            at_end = [TimedToken(token, show(frame, recognizer)) for token, frame in tokens]
+            shown[name] += matched_delays(reference, at_end)
+    rows = [
+        {"latency": name, "tokens": len(emitted[name]), **percentiles("emission", emitted[name])}
+        | percentiles("shown", shown[name])
+        for name in CHUNKS_MS
+    ]
+    for row in rows:
+        print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items()))
+    print_result(
+        "emission",
+        arguments,
+        rows=rows,
+        reference="the teacher's path" if targets else "the same model offline",
+        summary={row["latency"]: {key: row[key] for key in row if key.endswith("_ms")} for row in rows},
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--targets", type=Path, help="a teacher's paths, from onebest targets")
+    return parser.parse_args()
+
+
+def timed(tokens: Sequence[Token], ids: dict[str, int]) -> list[TimedToken]:
+    """Return tokens with the encoder frames that emit them."""
+    return [
+        TimedToken(ids.setdefault(token.token, len(ids)), round(token.start / FRAME_SECONDS))
+        for token in tokens
+    ]
+
+
+def show(frame: int, recognizer: Recognizer) -> int:
+    """Return the last encoder frame, rounded up, that must have been heard for this one to come out."""
+    sizes = recognizer.bundle.sizes
+    chunk = sizes.chunk_frames // SUBSAMPLING
+    return (frame // chunk + 1) * chunk + -(-sizes.pad_frames // SUBSAMPLING) - 1
+
+
+def percentiles(name: str, frames: list[int]) -> Results:
+    """Return median and 90th percentile in ms, None where no token was matched."""
+    times = FRAME_MS * np.array(frames)
+    return {f"{name}_p{part}_ms": float(np.percentile(times, part)) if frames else None for part in (50, 90)}
+
+
+if __name__ == "__main__":
+    main()
