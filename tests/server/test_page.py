@@ -237,6 +237,36 @@ class TestFile:
 
         assert "letter.txt is no recording" in visit(devtools, talk)
 
+    def test_given_up_while_it_is_decoded(self, devtools, speech):
+        before = """
+        const decode = OfflineAudioContext.prototype.decodeAudioData;
+        OfflineAudioContext.prototype.decodeAudioData = async function (data) {
+          const buffer = await decode.call(this, data);
+          await new Promise((resolve) => (window.goOn = resolve));
+          return buffer;
+        };
+        """
+
+        async def talk(server, page):
+            await page.drop(speech)
+            await page.until("window.goOn !== undefined")
+            assert await page.evaluate(STATE) == "Transcribing"
+            await page.click("#record")
+            await ready(page)
+            await page.evaluate("goOn()")
+            assert await transcribe_again(page, speech)
+            return await page.evaluate("document.querySelectorAll('#finals h2').length")
+
+        async def transcribe_again(page, path):
+            await page.evaluate("window.goOn = undefined")
+            await page.drop(path)
+            await page.until("window.goOn !== undefined")
+            await page.evaluate("goOn()")
+            await ready(page)
+            return await page.evaluate(FINALS)
+
+        assert visit(devtools, talk, before) == 1
+
     def test_a_full_server_is_waited_for(self, devtools, speech):
         async def talk(server, page):
             server._limits = Limits(clients=0)

@@ -9,7 +9,7 @@ import { Transcript, formatTime } from "./transcript.js";
 const FILE_RATE = 16000;
 /** Of the microphone's sound, so much is kept while the server is away. */
 const MOST_WAITING_SECONDS = 300;
-const QUIET_SECONDS = 5;
+const QUIET_SECONDS = 10;
 
 const find = (id) => document.getElementById(id);
 const transcript = new Transcript();
@@ -21,6 +21,7 @@ let microphone = null;
 let token = takeToken();
 let pending = null; // what to do again once there is a token
 let wakeLock = null;
+let reading = null; // the file whose text is wanted
 
 const LABELS = {
   ready: "Ready",
@@ -119,7 +120,7 @@ function showConnection(connection) {
 }
 
 async function endSession() {
-  session = null;
+  session = reading = null;
   transcript.setPartial("", 0);
   notice("");
   delete find("state").dataset.connection;
@@ -139,7 +140,7 @@ async function listen() {
   problem("");
   setState("starting");
   meter.clear();
-  let [rate, seconds, quietSince] = [0, 0, 0];
+  let [rate, seconds, quietSince, isQuiet] = [0, 0, 0, false];
   const early = []; // recorded before there is a session
   const take = (samples) => {
     if (!session) return void early.push(samples);
@@ -150,8 +151,9 @@ async function listen() {
     seconds += samples.length / rate;
     find("clock").textContent = formatTime(seconds);
     if (level >= AUDIBLE) quietSince = seconds;
-    if (find("state").dataset.connection === "live") {
-      notice(seconds - quietSince > QUIET_SECONDS ? "Nothing is heard. Is the microphone muted?" : "");
+    if (isQuiet !== seconds - quietSince > QUIET_SECONDS) {
+      isQuiet = !isQuiet;
+      notice(isQuiet ? "Nothing is heard. Is the microphone muted?" : "");
     }
   };
   try {
@@ -193,6 +195,7 @@ async function stop() {
 async function read(file) {
   if (state !== "ready") return;
   problem("");
+  reading = file;
   setState("reading");
   notice(`Decoding ${file.name}`);
   find("progress").removeAttribute("value");
@@ -200,11 +203,12 @@ async function read(file) {
   try {
     samples = await decode(await file.arrayBuffer());
   } catch {
-    setState("ready");
-    notice("");
+    if (reading !== file) return;
+    await endSession();
     problem(`${file.name} is no recording that this browser can decode.`);
     return;
   }
+  if (reading !== file) return; // given up meanwhile
   const seconds = samples.length / FILE_RATE;
   notice("");
   find("clock").textContent = formatTime(seconds);
