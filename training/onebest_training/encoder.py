@@ -275,7 +275,8 @@ class Encoder(nn.Module):
         x = (self.stem(features, lengths) if teaches else self.stem(features)).float()
         frames = x.shape[1]
         at = (start + torch.arange(frames, device=x.device)) % len(self.positions)
-        x = x + self.positions[at]
+        if len(self.blocks):  # a teacher may have none, and its frames know where they stand
+            x = x + self.positions[at]
         mask = torch.zeros((), device=x.device).masked_fill(~chunk_mask(frames, chunk, left, lengths), MASKED)
         attention = x.new_zeros(len(x), 0, 2 * self.config.width)
         convolution = x.new_zeros(len(x), self.convolution_frames, self.config.width)

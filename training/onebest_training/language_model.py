@@ -91,13 +91,16 @@ class LanguageModel(nn.Module):
         return self._log_probs(state[:, 0, -1])
 
     @torch.inference_mode()
+    def log_probs(self, labels: tuple[int, ...]) -> Tensor:
+        """Return log P(. | labels before) at each of labels as the beginning of a sentence, [U, V]."""
+        before = torch.tensor([[SENTENCE_EDGE, *labels[:-1]]], device=self.bias.device)
+        found: Tensor = self(before)[0, : len(labels)]
+        return found
+
     def score(self, labels: tuple[int, ...]) -> float:
         """Return log P of labels as the beginning of a sentence."""
-        if not labels:
-            return 0.0
-        before = torch.tensor([[SENTENCE_EDGE, *labels[:-1]]], device=self.bias.device)
-        chosen = self(before)[0].gather(1, torch.tensor(labels, device=self.bias.device)[:, None])
-        return float(chosen.double().sum())
+        places = torch.tensor(labels, dtype=torch.int64, device=self.bias.device)
+        return float(self.log_probs(labels).gather(1, places[:, None]).double().sum())
 
 
 @dataclass(frozen=True)
