@@ -1,0 +1,221 @@
+"""Students with and without distillation, beside the paper's gains: benchmarks/results/kd_table.json.
+
+    python benchmarks/kd_table.py DATA --whisper FOLDER --encoder FILE [--work DIR] [--rows NAME ...]
+    python benchmarks/kd_table.py --smoke
+
+DATA holds train.jsonl.gz, unlabelled.jsonl.gz, dev.jsonl.gz and lm_text.txt.gz. FOLDER is Whisper base as
+CTranslate2 or transformers store it, FILE the encoder of Whisper tiny.en from ``onebest convert-encoder``. A
+row is a file of training/recipes/kd/rows. What is finished in --work is used again, and what was stopped goes
+on; the result is written anew after every row. --smoke runs all of it on made-up speech in minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from kd_data import Inputs, write_manifests
+from kd_recipes import (
+    DEV,
+    Recipes,
+    TargetsConfig,
+    Work,
+    read_recipes,
+    row_config,
+    start_config,
+    teacher_config,
+)
+from kd_results import Row, make_result, measure_run, print_table
+
+from onebest.cli import main as run_onebest
+from onebest.errors import ConfigError
+from onebest_training.checkpoint import load
+from onebest_training.config import TrainConfig
+from onebest_training.features import FeatureStore
+from onebest_training.strict import to_dict
+from onebest_training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("labelled", "unlabelled", DEV)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    work = Work(arguments.work)
+    if arguments.smoke:
+        from kd_smoke import make_smoke
+
+        inputs, recipes = make_smoke(arguments.work / "speech", read_recipes(arguments.recipes))
+    else:
+        inputs, recipes = find_inputs(arguments), read_recipes(arguments.recipes)
+    result = make_table(recipes, work, inputs, arguments.rows or list(recipes.rows), arguments.output)
+    print_table(result)
+    print(json.dumps(result))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--whisper", type=Path, help="folder of the teacher's pre-trained encoder")
+    parser.add_argument("--encoder", type=Path, help="first weights of the student")
+    parser.add_argument("--work", type=Path, help="default: work/kd, or work/kd-smoke")
+    parser.add_argument("--recipes", type=Path, default=ROOT / "training" / "recipes" / "kd")
+    parser.add_argument("--output", type=Path, help="default: the result's place; of a smoke, in --work")
+    parser.add_argument("--rows", nargs="+", help="these rows only")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.smoke and None in (arguments.data, arguments.whisper, arguments.encoder):
+        parser.error("DATA, --whisper and --encoder are needed without --smoke")
+    arguments.work = arguments.work or ROOT / "work" / ("kd-smoke" if arguments.smoke else "kd")
+    results = arguments.work if arguments.smoke else ROOT / "benchmarks" / "results"
+    arguments.output = arguments.output or results / "kd_table.json"
+    return arguments
+
+
+def find_inputs(arguments: argparse.Namespace) -> Inputs:
+    parts = [arguments.data / f"{part}.jsonl.gz" for part in ("train", "unlabelled", "dev")]
+    texts = (arguments.data / "lm_text.txt.gz",)
+    return Inputs(*parts, texts, str(arguments.whisper), arguments.encoder)
+
+
+def make_table(
+    recipes: Recipes, work: Work, inputs: Inputs, names: list[str], output: Path
+) -> dict[str, object]:
+    """Make what the rows need, run them, and write the result after each; first all rows with one seed."""
+    for name in names:
+        if name not in recipes.rows:
+            raise ConfigError(f"no row {name!r}. There are: {', '.join(recipes.rows)}.")
+    make_inputs(recipes, work, inputs, names)
+    most = max(len(recipes.rows[name].seeds) for name in names)
+    runs = [
+        (name, recipes.rows[name].seeds[index])
+        for index in range(most)
+        for name in names
+        if index < len(recipes.rows[name].seeds)
+    ]
+    hours = {part: hours_of(work.store(part)) for part in PARTS}
+    rows: list[Row] = []
+    for name, seed in runs:
+        rows.append(make_row(recipes, work, name, seed, hours))
+        write_json(output, make_result(sorted(rows, key=lambda row: (row["name"], row["seed"]))))
+    return make_result(sorted(rows, key=lambda row: (row["name"], row["seed"])))
+
+
+def make_inputs(recipes: Recipes, work: Work, inputs: Inputs, names: Iterable[str]) -> None:
+    """Make stores, vocabulary, language model, teacher, its targets, and what the students start from."""
+    write_manifests(inputs, recipes.table, work)
+    texts = [str(work.manifest("labelled")), *map(str, inputs.texts)]
+    size = str(recipes.table.vocabulary_size)
+    once(work.tokens, "vocabulary", *texts, "--size", size, "--output", str(work.tokens))
+    teacher = teacher_config(recipes, work, inputs.whisper)
+    front_end = teacher.model.encoder.pretrained
+    for part in PARTS:
+        once(work.store(part), "prepare", str(work.manifest(part)), str(work.store(part)))
+    for part in ("labelled", DEV):
+        folder = work.frames(part)
+        once(folder, "prepare", str(work.manifest(part)), str(folder), "--front-end", front_end)
+    truncate_encoder(inputs.encoder, work.encoder, recipes.table.student_blocks)
+    train(start_config(recipes, work), work.start)
+    train(teacher, work.teacher)
+    used = {source.targets for name in names for source in recipes.rows[name].sources} - {""}
+    wanted = {name: recipes.table.targets[name] for name in sorted(used)}
+    if any(targets.lm_weight for targets in wanted.values()):
+        sizes = {"--width": recipes.table.lm_width, "--passes": recipes.table.lm_passes}
+        size = [word for name, value in sizes.items() for word in (name, str(value))]
+        output = str(work.language_model)
+        once(work.language_model, "train-lm", *texts, "--tokens", str(work.tokens), *size, "--output", output)
+    for name, targets in {DEV: TargetsConfig(DEV), **wanted}.items():
+        make_targets(work, name, targets)
+
+
+def once(path: Path, *words: str) -> None:
+    """Run a command of onebest unless what it makes is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run(*words)
+
+
+def run(*words: str) -> None:
+    """Run a command of onebest, or end with its status."""
+    logging.info("onebest %s", " ".join(words))
+    if status := run_onebest(words):
+        raise SystemExit(status)
+
+
+def make_targets(work: Work, name: str, targets: TargetsConfig) -> None:
+    """Let the teacher listen to a part of the data, or go on with that."""
+    options = ["--teacher", str(work.teacher / "checkpoint.pt"), "--labels", targets.labels]
+    if targets.lm_weight:
+        options += ["--language-model", str(work.language_model)]
+        options += ["--language-model-weight", str(targets.lm_weight)]
+    run("targets", str(work.manifest(targets.part)), str(work.targets(name)), *options)
+
+
+def train(config: TrainConfig, folder: Path) -> None:
+    """Run or finish a run of training."""
+    total, path = sum(stage.steps for stage in config.stages), folder / "checkpoint.pt"
+    if path.exists() and load(path).position.step == total:
+        return
+    logging.info("%s: %d steps", folder, total)
+    Trainer(config, folder).run()
+
+
+def truncate_encoder(source: Path, path: Path, blocks: int) -> None:
+    """Keep the lowest blocks of first weights."""
+    if not path.exists():
+        weights = torch.load(source, weights_only=True)
+        kept = {
+            name: value
+            for name, value in weights.items()
+            if not name.startswith("blocks.") or int(name.split(".")[1]) < blocks
+        }
+        torch.save(kept, path)
+
+
+def make_row(recipes: Recipes, work: Work, name: str, seed: int, hours: dict[str, float]) -> Row:
+    """Train and measure a row's student with a seed, or return what an earlier call measured."""
+    config, folder, row = row_config(recipes, work, name, seed), work.run(name, seed), recipes.rows[name]
+    path, settings = folder / "result.json", json.loads(json.dumps(to_dict(config)))
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+        if found.pop("config") != settings:
+            raise ConfigError(f"{folder}: made with another configuration. Remove it to make it again.")
+        return found
+    train(config, folder)
+    parts = {source.store for source in row.sources}
+    result = {
+        "name": name,
+        "student": row.student,
+        "targets": row.targets,
+        **{f"{part}_hours": round(hours[part], 3) if part in parts else 0.0 for part in PARTS if part != DEV},
+        "steps": sum(stage.steps for stage in config.stages),
+        "seed": seed,
+        **measure_run(row, config, folder / "checkpoint.pt"),
+    }
+    write_json(path, {**result, "config": settings})
+    return result
+
+
+def hours_of(store: Path) -> float:
+    return sum(cut.duration for cut in FeatureStore(store).cuts) / 3600
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content) + "\n", "utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()
