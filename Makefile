@@ -10,8 +10,9 @@ STAMP := $(VENV)/.installed
 RESULTS := benchmarks/results
 SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium
 SAMPLE := samples/librispeech-2412-153954-0000.flac
+CHECKPOINT := training/checkpoints/onebest-en.pt
 
-.PHONY: setup system test lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-serve bench-kd tables wheel clean
+.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-edge bench-serve bench-kd tables wheel clean
 
 setup: $(STAMP)
 
@@ -29,6 +30,15 @@ system:
 
 test: $(STAMP)
 	$(BIN)/pytest
+
+# One core, one thread, 256 MB; and the import graph.
+test-edge: $(STAMP)
+	taskset -c 0 $(BIN)/pytest tests/runtime/test_edge.py tests/runtime/test_package.py
+
+# The runtime's core tests on an emulated aarch64 processor, and its tokens beside ours. Needs root, an hour or so, and
+# Debian's qemu-user-static and debootstrap. docs/aarch64.md has what it printed.
+test-aarch64: $(STAMP)
+	tests/aarch64/run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -69,18 +79,42 @@ bench-serve: $(STAMP)
 	$(BIN)/python benchmarks/serve.py | tee $(RESULTS)/serve.tmp
 	tail -n 1 $(RESULTS)/serve.tmp > $(RESULTS)/serve.json && rm $(RESULTS)/serve.tmp
 
-bench-wer: $(STAMP)
-	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }
+bench-edge: $(STAMP)
 	mkdir -p $(RESULTS)
-	$(BIN)/python benchmarks/wer.py $(DEV) | tee $(RESULTS)/wer.tmp
+	$(BIN)/python benchmarks/edge.py | tee $(RESULTS)/edge.tmp
+	tail -n 1 $(RESULTS)/edge.tmp > $(RESULTS)/edge.json && rm $(RESULTS)/edge.tmp
+
+bench-wer: $(STAMP) $(RESULTS)/pocketsphinx_wer.json
+	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }
+	$(BIN)/python benchmarks/wer.py $(DEV) --checkpoint $(CHECKPOINT) --beside $(RESULTS)/pocketsphinx_wer.json \
+	  | tee $(RESULTS)/wer.tmp
 	tail -n 1 $(RESULTS)/wer.tmp > $(RESULTS)/wer.json && rm $(RESULTS)/wer.tmp
+
+# Slow, and the same whatever model ships: measured once.
+$(RESULTS)/pocketsphinx_wer.json: | $(STAMP)
+	@test -n "$(DEV)" || { echo "DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/pocketsphinx_wer.py $(DEV) | tee $(RESULTS)/pocketsphinx_wer.tmp
+	tail -n 1 $(RESULTS)/pocketsphinx_wer.tmp > $@ && rm $(RESULTS)/pocketsphinx_wer.tmp
+
+# What the model card has beside the error rates. NOISE is a manifest of background sounds.
+bench-model: $(STAMP)
+	@test -n "$(DEV)" -a -n "$(NOISE)" || { echo "make bench-model DEV=MANIFEST NOISE=MANIFEST" >&2; exit 1; }
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/emission.py $(DEV) | tee $(RESULTS)/emission.tmp
+	$(BIN)/python benchmarks/robustness.py $(DEV) --noise $(NOISE) | tee $(RESULTS)/robustness.tmp
+	$(BIN)/python benchmarks/noise_only.py $(NOISE) | tee $(RESULTS)/noise_only.tmp
+	$(BIN)/python benchmarks/long_audio.py $(DEV) | tee $(RESULTS)/long_audio.tmp
+	for name in emission robustness noise_only long_audio; do \
+	  tail -n 1 $(RESULTS)/$$name.tmp > $(RESULTS)/$$name.json && rm $(RESULTS)/$$name.tmp; \
+	done
 
 # Days of two cores; what is finished is used again. WHISPER is Whisper base's folder, ENCODER the student's weights.
 bench-kd: $(STAMP)
 	@test -n "$(DATA)" || { echo "make bench-kd DATA=FOLDER WHISPER=FOLDER ENCODER=FILE" >&2; exit 1; }
 	$(BIN)/python benchmarks/kd_table.py $(DATA) --whisper $(WHISPER) --encoder $(ENCODER)
 
-# The README's tables, from the results above.
+# The tables of the README and the model card, and the model's own card, from the results above.
 tables: $(STAMP)
 	$(BIN)/python benchmarks/tables.py
 

@@ -1,46 +1,63 @@
-"""The README's tables, written from what the benchmarks measured: benchmarks/results/*.json -> README.md.
+"""The tables of the README and the model card, from what the benchmarks measured and the model's card.
 
     python benchmarks/tables.py [--check]
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Every figure comes from NAME.json, the last
-line of what benchmarks/NAME.py prints; one that is missing there is an error. ``--check`` writes nothing and
-fails if the README differs from the results; before a benchmark's first run its table is a line that says so.
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Every figure comes from
+benchmarks/results/NAME.json, the last line of what benchmarks/NAME.py prints, or from the shipped model's
+card.json, which is brought up to date first (figures.py). Before a benchmark's first run its table is a line
+that says so. ``--check`` writes nothing and fails if something differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from figures import RESULTS, ROOT, Results, find_logs, footnote, read, update
+from machine import model_hash
+
+MODEL = ROOT / "runtime" / "onebest" / "model"
 NOT_MEASURED = "*Not measured yet.*"
-
-Results = dict[str, Any]
+#: Which tables stand where.
+DOCUMENTS = {
+    "README.md": ("wer", "decode", "mic", "loss", "kd_table"),
+    "docs/model-card.md": (
+        "card",
+        "data",
+        "wer",
+        "emission",
+        "robustness",
+        "noise_only",
+        "long_audio",
+        "limits",
+    ),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare only; status 1 if something differs")
-    check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    before = readme.read_text("utf-8")
+    check, card = parser.parse_args().check, MODEL / "card.json"
     try:
-        after = fill(before, RESULTS, allow_missing=check)
+        after = {card: update(card.read_text("utf-8"), MODEL, RESULTS, find_logs())}
+        if not check:
+            card.write_text(after[card], "utf-8")
+        for name, tables in DOCUMENTS.items():
+            after[ROOT / name] = fill((ROOT / name).read_text("utf-8"), tables, RESULTS, name)
     except (OSError, KeyError, ValueError) as error:
         print(f"tables.py: {describe(error)}", file=sys.stderr)
         return 1
-    if check and after != before:
-        print("tables.py: README.md differs from benchmarks/results; run: make tables", file=sys.stderr)
+    stale = [str(path.relative_to(ROOT)) for path, text in after.items() if path.read_text("utf-8") != text]
+    if check and stale:
+        print(f"tables.py: {', '.join(stale)} differ from the results; run: make tables", file=sys.stderr)
         return 1
-    if not check:
-        readme.write_text(after, "utf-8")
+    for path, text in after.items() if not check else ():
+        path.write_text(text, "utf-8")
     return 0
 
 
@@ -50,32 +67,33 @@ def describe(error: Exception) -> str:
     return str(error)
 
 
-def fill(text: str, folder: Path, allow_missing: bool = False) -> str:
-    """Return the README's text with every table made from the results in a folder.
+def fill(text: str, names: Sequence[str], folder: Path, where: str = "README.md") -> str:
+    """Return a document's text with the named tables made from the results in a folder.
 
     Raises:
-        FileNotFoundError: a result is missing, unless that is allowed; the table then says so.
         KeyError: a result lacks a figure.
         ValueError: the text lacks a table's marks, or a result is no JSON.
     """
-    for name, make in TABLES.items():
+    for name in names:
         marks = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
         if len(marks.findall(text)) != 1:
-            raise ValueError(f"README.md: expected one <!-- {name} --> with its <!-- /{name} -->")
-        path = folder / f"{name}.json"
-        body = NOT_MEASURED if allow_missing and not path.exists() else make(read(path))
+            raise ValueError(f"{where}: expected one <!-- {name} --> with its <!-- /{name} -->")
+        result = read(MODEL / "card.json" if name in CARD_TABLES else folder / f"{name}.json")
+        body = NOT_MEASURED if result is None else TABLES[name](result)
         text = marks.sub(lambda _, body=body: f"{body}\n", text)
     return text
 
 
-def read(path: Path) -> Results:
-    try:
-        result: Results = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.name}: no such result; run benchmarks/{path.stem}.py") from None
-    except ValueError as error:
-        raise ValueError(f"{path.name}: no JSON ({error})") from error
-    return result
+@cache
+def shipped_hash() -> str:
+    return model_hash(MODEL)
+
+
+def model_note(result: Results) -> str:
+    """Name the model that was measured, and say so if another one ships now."""
+    sha256 = result["model"]["sha256"]
+    note = "" if sha256 == shipped_hash() else ", an earlier one than ships now"
+    return f"Model {sha256[:12]}{note}"
 
 
 def wer_table(result: Results) -> str:
@@ -83,7 +101,7 @@ def wer_table(result: Results) -> str:
     corpora = list(rows[0]["scores"])
     hours = [f"{corpus}, {rows[0]['scores'][corpus]['hours']:.2f} h" for corpus in corpora]
     body = [[row["latency"], *(f"{row['scores'][corpus]['wer']:.1f}" for corpus in corpora)] for row in rows]
-    caption = f"Model {result['model']['sha256'][:12]}; {footnote(result)}."
+    caption = f"{model_note(result)}; {footnote(result)}."
     return grid(["WER %", *hours], body) + "\n\n" + caption
 
 
@@ -96,11 +114,14 @@ def decode_table(result: Results) -> str:
         ]
         for row in result["rows"]
     ]
+    for row in result.get("streams", []):
+        label = f"the same, 1 thread, {row['streams']} streams at once"
+        rows.append([label, f"{row['onebest']:.4f}", f"{row['sherpa_onnx']:.4f}"])
     cold, memory = result["cold_start"], result["peak_memory"]
     rows.append(["cold start, seconds", f"{cold['onebest']:.2f}", f"{cold['sherpa_onnx']:.2f}"])
     rows.append(["peak memory, MB", f"{memory['onebest']:.0f}", f"{memory['sherpa_onnx']:.0f}"])
     caption = (
-        f"Model {result['model']['sha256'][:12]}, chunks of {result['model']['chunk_ms']} ms, "
+        f"{model_note(result)}, chunks of {result['model']['chunk_ms']} ms, "
         f"{result['repeats']} paired runs, medians; {footnote(result)}."
     )
     return grid(["", "onebest", "sherpa-onnx"], rows) + "\n\n" + caption
@@ -152,16 +173,86 @@ def kd_table(result: Results) -> str:
     return f"{grid(head, rows)}\n\n{reduction}\n\n{steps}"
 
 
+def emission_table(result: Results) -> str:
+    keys = [f"{kind}_p{part}_ms" for kind in ("emission", "shown") for part in (50, 90)]
+    rows = [[row["latency"], *(whole(row[key]) for key in keys)] for row in result["rows"]]
+    head = ["", "emitted, p50, ms", "p90, ms", "can be shown, p50, ms", "p90, ms"]
+    caption = f"Later than {result['reference']}; {model_note(result)}; {footnote(result)}."
+    return grid(head, rows) + "\n\n" + caption
+
+
+def whole(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.0f}"
+
+
+def robustness_table(result: Results) -> str:
+    corpora = list(result["rows"][0]["wer"])
+    rows = [
+        [row["condition"], *(f"{row['wer'][corpus]:.1f}" for corpus in corpora)] for row in result["rows"]
+    ]
+    caption = f"{model_note(result)}, chunks of {result['chunk_ms']} ms; {footnote(result)}."
+    return grid(["WER %", *corpora], rows) + "\n\n" + caption
+
+
+def noise_only_table(result: Results) -> str:
+    rows = [
+        [row["kind"].replace("_", " "), f"{row['hours']:.2f}", str(row["words"]), whole(row["words_an_hour"])]
+        for row in result["rows"]
+    ]
+    caption = f"{model_note(result)}, chunks of {result['chunk_ms']} ms; {footnote(result)}."
+    return grid(["nobody speaks", "hours", "words", "words an hour"], rows) + "\n\n" + caption
+
+
+def long_audio_table(result: Results) -> str:
+    ratio = result["wer_ratio"]
+    rows = [
+        [f"WER %, {result['utterances']} utterances one by one", f"{result['wer_utterances']:.1f}"],
+        ["WER %, the same in one stream", f"{result['wer_one_stream']:.1f}"],
+        ["ratio", "" if ratio is None else f"{ratio:.3f}"],
+        ["memory at the end, MB", f"{result['memory_mb']:.0f}"],
+        ["of it added after the first tenth, MB", f"{result['memory_growth_mb']:.1f}"],
+    ]
+    caption = f"{model_note(result)}, chunks of {result['chunk_ms']} ms; {footnote(result)}."
+    return grid([f"{result['hours']:.2f} hours", ""], rows) + "\n\n" + caption
+
+
+def card_table(card: Results) -> str:
+    architecture, training = card["architecture"], card["training"]
+    size = sum(path.stat().st_size for path in MODEL.iterdir() if path.suffix == ".onnx") / 1e6
+    runs = [
+        f"{run['run']}: {run['steps']} steps, {run['audio_hours']} h of audio in {run['wall_hours']} h"
+        for run in training["runs"]
+    ]
+    rows = [
+        ["name", card["name"]],
+        ["language", card["language"]],
+        ["size", f"{size:.1f} MB, {architecture['precision']}"],
+        ["latency", f"{40 * architecture['chunk_frames']} ms, or any multiple of 40"],
+        ["left context", f"{40 * architecture['left_frames'] / 1000:.1f} s"],
+        ["first weights", training["first_weights"]],
+        ["training", "; ".join(runs)],
+        ["trained on", training["machine"]],
+        ["recipe", training["recipe"]],
+        ["licence", card["license"]],
+    ]
+    return grid(["", ""], rows)
+
+
+def data_table(card: Results) -> str:
+    data = card["training"]["data"]
+    rows = [[part["corpus"], f"{part['hours']:.2f}", part["license"]] for part in data]
+    rows.append(["all", f"{sum(part['hours'] for part in data):.2f}", ""])
+    return grid(["corpus", "hours", "licence"], rows)
+
+
+def limits(card: Results) -> str:
+    text: str = card["limits"]
+    return text
+
+
 def shape(size: Results) -> str:
     sizes = ", ".join(str(size[axis]) for axis in ("batch", "frames", "labels", "vocabulary"))
     return sizes + (" (ragged)" if size["ragged"] else "")
-
-
-def footnote(result: Results) -> str:
-    """Where it was measured and with what."""
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
-    return f"{machine['processor']}, {machine['cores']} cores; {versions}"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -169,12 +260,21 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
+#: From the model's card and not from a result.
+CARD_TABLES = ("card", "data", "limits")
 TABLES: dict[str, Callable[[Results], str]] = {
+    "card": card_table,
+    "data": data_table,
+    "limits": limits,
     "wer": wer_table,
     "decode": decode_table,
     "mic": mic_table,
     "loss": loss_table,
     "kd_table": kd_table,
+    "emission": emission_table,
+    "robustness": robustness_table,
+    "noise_only": noise_only_table,
+    "long_audio": long_audio_table,
 }
 
 
