@@ -28,6 +28,8 @@ CLOSE_SECONDS = 10.0
 _LONGEST_REASON_BYTES = 123
 #: A close frame without a code counts as this one.
 _NO_CODE = 1005
+#: How the websockets library closes when a message is too long.
+_TOO_LONG = 1009
 
 
 class Doorway:
@@ -40,22 +42,22 @@ class Doorway:
 
     def __init__(self, most: int, metrics: Metrics):
         self._most = most
-        self._metrics = metrics
+        self.metrics = metrics
         self._opening: set[ServerConnection] = set()
 
     def enter(self, connection: ServerConnection) -> bool:
         """Note a connection and return whether there was room for it."""
         self._opening.add(connection)
-        self._metrics.handshakes.set(len(self._opening))
+        self.metrics.handshakes.set(len(self._opening))
         has_room = len(self._opening) <= self._most
         if not has_room:
-            self._metrics.refuse("handshakes")
+            self.metrics.refuse("handshakes")
         return has_room
 
     def leave(self, connection: ServerConnection) -> None:
         """Forget a connection."""
         self._opening.discard(connection)
-        self._metrics.handshakes.set(len(self._opening))
+        self.metrics.handshakes.set(len(self._opening))
 
     def abort(self) -> None:
         """Drop all of them."""
@@ -81,6 +83,9 @@ class ClientConnection(ServerConnection):
         """Open the connection."""
         try:
             await super().handshake(*arguments, **named)
+        except asyncio.CancelledError:  # by the library, after handshake_seconds
+            self.doorway.metrics.refuse("handshake_seconds")
+            raise
         finally:
             self.doorway.leave(self)
 
@@ -98,7 +103,7 @@ class WebsocketOutlet(Outlet):
     def __init__(self, connection: Connection, unread_bytes: int, metrics: Metrics):
         self._connection = connection
         self._most = unread_bytes
-        self._metrics = metrics
+        self.metrics = metrics
         self._queue: asyncio.Queue[Message | Close] = asyncio.Queue()
         self._unread = 0
         self.forwarded: Forward | None = None
@@ -107,7 +112,7 @@ class WebsocketOutlet(Outlet):
         """Queue a message; cut the connection if too much is waiting."""
         self._unread += len(message)
         if self._unread > self._most:
-            self._metrics.refuse("unread_bytes")
+            self.metrics.refuse("unread_bytes")
             self._connection.transport.abort()
         else:
             self._queue.put_nowait(message)
@@ -166,6 +171,9 @@ async def converse(
     finally:
         writer.cancel()
         outlet.session.detach(outlet, clean=_received_code(connection) in (NORMAL, _NO_CODE))
+        closed = connection.protocol.close_sent
+        if closed is not None and closed.code == _TOO_LONG:
+            outlet.metrics.refuse("message_bytes")
 
 
 def peer_path(folder: Path, worker: int) -> Path:

@@ -304,13 +304,25 @@ def test_a_handshake_that_never_ends(serving):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(b"GET / HTTP/1.1\r\nHost:")
             try:
-                return await reader.read()
+                answer = await reader.read()
             except ConnectionResetError:
-                return b""
-            finally:
-                writer.close()
+                answer = b""
+            writer.close()
+            return answer, value(server, "onebest_refusals_total", cause="handshake_seconds")
 
-    assert asyncio.run(run()) == b""
+    assert asyncio.run(run()) == (b"", 1)
+
+
+def test_a_message_that_is_too_long(serving):
+    async def run():
+        async with serving(message_bytes=1000) as server:
+            async with connect(url(server)) as socket:
+                await socket.send(bytes(1004))
+                await socket.wait_closed()
+            await until(lambda: value(server, "onebest_refusals_total", cause="message_bytes"))
+            return socket.close_code
+
+    assert asyncio.run(run()) == 1009
 
 
 @pytest.mark.parametrize(

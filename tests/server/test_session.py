@@ -1,6 +1,7 @@
 """Jobs, the scheduler and sessions by themselves, with a clock and streams that do as the test says."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -438,6 +439,9 @@ class TestSession:
 
 
 def test_limits_are_described():
+    document = (Path(__file__).parents[2] / "docs" / "server.md").read_text("utf-8")
+    for name, default, meaning in describe_limits():
+        assert f"| `{name}` | {default:,.15g} | {meaning} |" in document
     described = {name: (default, meaning) for name, default, meaning in describe_limits()}
     assert described["queue_seconds"][0] == Limits().queue_seconds
     assert all(meaning for _, meaning in described.values())

@@ -84,3 +84,18 @@ def test_clients_of_the_python_server(shipped, recording, waits_for_the_close):
             return last
 
     assert serve(shipped, work) == text
+
+
+def test_the_documents_program(shipped, recording):
+    """docs/server.md shows a client; it says what the recognizer says."""
+    document = (SAMPLES.parent / "docs" / "server.md").read_text("utf-8")
+    program = re.search(r"^```python\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)[1]
+
+    async def work(server):
+        command = [sys.executable, "-c", program.replace("6006", str(server.port))]
+        options = {"capture_output": True, "text": True, "timeout": 60, "cwd": SAMPLES.parent}
+        return await asyncio.to_thread(subprocess.run, command, **options)
+
+    done = serve(shipped, work)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == recording[2] + "\n"

@@ -82,7 +82,10 @@ export class Session {
   constructor({ token, sampleRate, mostWaitingSeconds = Infinity, listener }) {
     const address = new URL("onebest", location.href);
     address.protocol = address.protocol.replace("http", "ws");
-    address.search = token ? new URLSearchParams({ token }).toString() : "";
+    // A load balancer that goes by this parameter leads the page back to the server that has its session.
+    const parameters = new URLSearchParams({ client: Math.random().toString(36).slice(2) });
+    if (token) parameters.set("token", token);
+    address.search = parameters.toString();
     address.hash = "";
     this.#address = address;
     this.#rate = sampleRate;
