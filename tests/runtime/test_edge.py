@@ -55,3 +55,15 @@ def test_the_default_model_fits_a_small_machine():
 @pytest.mark.skipif(sys.platform != "linux", reason="as above")
 def test_the_limit_limits(tiny_folder):
     assert run_small(20_000_000, tiny_folder).returncode != 0
+
+
+def test_the_benchmark_says_what_it_promises():
+    script = Path(__file__).parents[2] / "benchmarks" / "edge.py"
+    done = subprocess.run(
+        [sys.executable, script, "--repeats", "1"], check=True, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    seconds = [result[f"{name}_seconds"] for name in ("import", "import_recognizer", "load", "hash")]
+    assert all(second > 0 for second in seconds)
+    assert result["peak_memory_mb"] < LIMIT / 1e6
+    assert result["package_mb"] < 25

@@ -51,8 +51,24 @@ def test_public_names():
         _ = onebest.Decoder
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    assert not imported_by("import onebest") & {"numpy", "onnxruntime", "soundfile", "soxr"}
+def beyond_python(modules):
+    """Return the packages that are not Python's own, and our modules."""
+    packages = {name.partition(".")[0] for name in modules} - {"onebest"}
+    ours = {name for name in modules if name.partition(".")[0] == "onebest"}
+    return packages - sys.stdlib_module_names, ours
+
+
+def test_importing_the_package_loads_its_errors_and_nothing_else():
+    before, after = imported_by("pass"), imported_by("import onebest")
+    assert beyond_python(after - before) == (set(), {"onebest", "onebest.errors"})
+
+
+def test_a_recognizer_needs_three_packages():
+    packages, ours = beyond_python(
+        imported_by("from onebest import Recognizer; Recognizer()") - imported_by("pass")
+    )
+    assert packages == {"kaldi_native_fbank", "numpy", "onnxruntime"}
+    assert not {"onebest.audio", "onebest.cli", "onebest.commands", "onebest.cuts", "onebest.hub"} & ours
 
 
 def test_importing_every_module_loads_no_torch():
