@@ -23,6 +23,7 @@ from onebest.cli import main
 from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
 from onebest_training.beam import SearchOptions
+from onebest_training.features import SampleAugmentation, make_store
 from onebest_training.language_model import LanguageModel, LanguageModelConfig, save_language_model
 from onebest_training.produce import Production, Progress, produce
 from onebest_training.targets import shard_path
@@ -78,10 +79,26 @@ def test_text_is_what_the_path_says(corpus: ToneCorpus, production: Production, 
     assert len(list(whole.glob("shard-*.targets"))) > SHARDS
 
 
+def test_a_store_of_features_does_as_well(
+    corpus: ToneCorpus, production: Production, whole: Path, tmp_path: Path
+) -> None:
+    store = produce(replace(production, source=corpus.store), tmp_path / "store")
+    by_audio = produce(production, whole)
+    for cut in read_cuts(corpus.manifest):
+        (one,), (other,) = store.paths(cut.id), by_audio.paths(cut.id)
+        assert (one.reference, one.num_frames) == (other.reference, other.num_frames)
+        assert one.score == pytest.approx(other.score, rel=0.02, abs=0.1)
+    make_store(
+        list(read_cuts(corpus.manifest))[:2], tmp_path / "s", SampleAugmentation(), front_end="samples"
+    )
+    with pytest.raises(ConfigError, match="made with --front-end 'samples'"):
+        produce(replace(production, source=tmp_path / "s"), tmp_path / "refused")
+
+
 def test_without_text_the_search_decides(corpus: ToneCorpus, production: Production, tmp_path: Path) -> None:
     manifest = changed_manifest(corpus, tmp_path, {0: None, 1: " "})
     options = TargetOptions(4, hypotheses=3, search=SearchOptions(6))
-    some = produce(replace(production, manifest=manifest, options=options), tmp_path / "some")
+    some = produce(replace(production, source=manifest, options=options), tmp_path / "some")
     every = produce(replace(production, options=options, labels="search"), tmp_path / "every")
     ids = [cut.id for cut in read_cuts(corpus.manifest)]
     for name in ids[:2]:
@@ -126,7 +143,7 @@ def test_what_has_no_target_is_counted_by_its_cause(
     cuts[4].duration += 1.0
     CutSet.from_cuts(cuts).to_file(manifest)
     with caplog.at_level(logging.WARNING):
-        store = produce(replace(production, manifest=manifest), tmp_path / "store")
+        store = produce(replace(production, source=manifest), tmp_path / "store")
     assert len(store) == 43
     messages = [record.getMessage() for record in caplog.records]
     assert messages[-4:] == [
@@ -150,7 +167,7 @@ def test_another_production_is_not_mixed_in(production: Production, whole: Path)
 def test_an_empty_manifest_is_refused(production: Production, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match=r"empty.jsonl"):
-        produce(replace(production, manifest=tmp_path / "empty.jsonl"), tmp_path / "store")
+        produce(replace(production, source=tmp_path / "empty.jsonl"), tmp_path / "store")
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(
@@ -174,7 +191,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 
 def command(production: Production, folder: Path) -> list[str]:
     options = ["--kept", "4", "--shard-seconds", "5", "--threads", "1"]
-    return ["targets", str(production.manifest), str(folder), "--teacher", str(production.teacher), *options]
+    return ["targets", str(production.source), str(folder), "--teacher", str(production.teacher), *options]
 
 
 def test_a_killed_command_goes_on_to_the_same_bytes(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_encoders import save_self_supervised
 from tone_corpus import ToneCorpus, make_stage, speak, tiny_config
+from torch import Tensor
 
 from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError, ModelError
@@ -46,9 +47,13 @@ def speech() -> np.ndarray[Any, np.dtype[np.float32]]:
     return speak("cad bed", np.random.default_rng(5))
 
 
+def hear(teacher: Teacher, *utterances: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Tensor, Tensor]:
+    return teacher.encode([teacher.front_end(samples) for samples in utterances])
+
+
 def test_a_path_holds_what_the_joiner_says_at_its_nodes(checkpoint: Path) -> None:
     teacher, labels = Teacher(checkpoint, TargetOptions(kept=5)), (3, 7, 7)
-    projected, lengths = teacher.encode([speech()])
+    projected, lengths = hear(teacher, speech())
     path = teacher.path(projected[0], labels)
     assert (path.reference, path.num_frames) == (labels, int(lengths[0]))
     model = load_model(checkpoint)[0]
@@ -71,7 +76,7 @@ def test_a_path_holds_what_the_joiner_says_at_its_nodes(checkpoint: Path) -> Non
 
 def test_the_path_is_the_best_of_all(checkpoint: Path) -> None:
     teacher = Teacher(checkpoint, TargetOptions(kept=16))
-    projected = teacher.encode([speech()])[0][0, :5]
+    projected = hear(teacher, speech())[0][0, :5]
     path = teacher.path(projected, (3, 7))
 
     def score(first: int, second: int) -> float:
@@ -97,7 +102,7 @@ def test_the_path_is_the_best_of_all(checkpoint: Path) -> None:
 def test_a_language_model_changes_label_nodes_alone(checkpoint: Path, language_model: Path) -> None:
     plain = Teacher(checkpoint, TargetOptions(16))
     fused = Teacher(checkpoint, TargetOptions(16, search=SearchOptions(4, 0.5)), language_model)
-    projected = plain.encode([speech()])[0][0]
+    projected = hear(plain, speech())[0][0]
     before, after = (teacher.path(projected, (3, 7, 9)) for teacher in (plain, fused))
     assert before.tokens.tolist() == after.tokens.tolist()
     emits = before.tokens != 0
@@ -121,12 +126,12 @@ def test_fusion_keeps_the_mass_of_the_labels() -> None:
 def test_labels_of_another_vocabulary_are_refused(checkpoint: Path) -> None:
     teacher = Teacher(checkpoint, TargetOptions())
     with pytest.raises(DataError, match="not all from 1 to 15"):
-        teacher.path(teacher.encode([speech()])[0][0], (3, 16))
+        teacher.path(hear(teacher, speech())[0][0], (3, 16))
 
 
 def test_an_empty_reference_is_a_path_of_blanks(checkpoint: Path) -> None:
     teacher = Teacher(checkpoint, TargetOptions())
-    path = teacher.path(teacher.encode([speech()])[0][0], ())
+    path = teacher.path(hear(teacher, speech())[0][0], ())
     assert path.reference == ()
     assert set(path.tokens.tolist()) == {0}
 
@@ -178,9 +183,9 @@ def test_a_frozen_encoder_stays_behind_its_store(corpus: ToneCorpus, wav2vec2: P
     model = load_model(checkpoint)[0]
     assert not any("front" in parameter for parameter in model.state_dict())
     teacher = Teacher(checkpoint, TargetOptions())
-    projected, lengths = teacher.encode([speech(), speech()[:8000]])
+    projected, lengths = hear(teacher, speech(), speech()[:8000])
     assert lengths.tolist() == [27, 12]
-    alone, _ = teacher.encode([speech()[:8000]])
+    alone, _ = hear(teacher, speech()[:8000])
     torch.testing.assert_close(projected[1, :12], alone[0], rtol=1e-3, atol=1e-4)
     with pytest.raises(ConfigError, match="has 32 channels every 40 ms"):
         Trainer(replace_encoder(config, inputs=80), tmp_path / "other")
@@ -210,7 +215,7 @@ def test_an_encoder_trains_along_once_it_is_its_turn(
     assert any(key.startswith(f"{front}encoder.layers") for key in seen["all"])
     assert not any(key.startswith(f"{front}feature_extractor") for key in seen["all"])
     teacher = Teacher(tmp_path / "run" / "checkpoint.pt", TargetOptions())
-    projected, lengths = teacher.encode([speech()])
+    projected, lengths = hear(teacher, speech())
     assert teacher.path(projected[0], (3, 7)).num_frames == int(lengths[0]) == 27
     with pytest.raises(ConfigError, match=r"has 32 channels every 40 ms\. Set inputs = 32"):
         Trainer(replace_encoder(config, inputs=80), tmp_path / "other")

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from onebest.cuts import Cut, read_cuts
 from onebest.errors import DataError
-from onebest.frontend import SAMPLE_RATE, FloatArray
+from onebest.frontend import FloatArray
 from onebest_training.batches import FRAMES_PER_LABEL
 from onebest_training.encoder import FRAMES_PER_SECOND
+from onebest_training.features import FeatureStore
 from onebest_training.speech import UNREADABLE, cut_text, in_order, load_usable, log_left_out, needs_extra
 from onebest_training.strict import require
 from onebest_training.targets import Description, TargetStore, TeacherPath, shard_path, write_shard
@@ -36,7 +37,7 @@ class Production:
     """All that the targets of a manifest depend on.
 
     Attributes:
-        manifest: lhotse cuts, or a folder like LibriSpeech's.
+        source: lhotse cuts, a folder like LibriSpeech's, or a store with what the teacher reads.
         teacher: the checkpoint.
         options: what is wanted of it.
         language_model: path, or None.
@@ -48,7 +49,7 @@ class Production:
         device: to run on.
     """
 
-    manifest: Path
+    source: Path
     teacher: Path
     options: TargetOptions = field(default_factory=TargetOptions)
     language_model: Path | None = None
@@ -66,6 +67,11 @@ class Production:
         """Read the teacher, ready for use."""
         return Teacher(self.teacher, self.options, self.language_model, self.device)
 
+    def open_store(self) -> FeatureStore | None:
+        """Open the source if it is a store."""
+        is_store = (self.source / "store.json").is_file()
+        return FeatureStore(self.source) if is_store else None
+
     def shards(self) -> list[list[Cut]]:
         """Return the cuts of each shard, in order.
 
@@ -74,14 +80,15 @@ class Production:
         """
         shards: list[list[Cut]] = []
         seconds = self.shard_seconds
-        for cut in in_order(read_cuts(self.manifest)):
+        store = self.open_store()
+        for cut in in_order(store.cuts if store else read_cuts(self.source)):
             if seconds >= self.shard_seconds:
                 shards.append([])
                 seconds = 0.0
             shards[-1].append(cut)
             seconds += cut.duration
         if not shards:
-            raise DataError(f"{self.manifest}: no cut in it. Expected at least one.")
+            raise DataError(f"{self.source}: no cut in it. Expected at least one.")
         return shards
 
     def describe(self, teacher: Teacher, shards: list[list[Cut]]) -> Description:
@@ -93,6 +100,7 @@ class Production:
             "max_seconds": self.max_seconds,
             "shard_seconds": self.shard_seconds,
             "batch_seconds": self.batch_seconds,
+            "from_store": self.open_store() is not None,
         }
         return Description(
             teacher.digest,
@@ -111,6 +119,9 @@ class ShardMaker:
         self._production, self._folder = production, folder
         self.teacher = production.open_teacher()
         self._shards = production.shards()
+        self._store = production.open_store()
+        if self._store:
+            self._store.check_front_end(self.teacher.encoder)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """Make shard ``job["number"]``; return the job with the seconds of audio in it."""
@@ -127,9 +138,8 @@ class ShardMaker:
         cuts = self._shards[number]
         left_out = {cut.id: cause for cut in cuts if (cause := self._cause(cut))}
         wanted = [cut for cut in cuts if cut.id not in left_out]
-        readable = list(load_usable(wanted, Counter()))
         found: dict[str, list[TeacherPath]] = {}
-        for batch in _batches(readable, self._production.batch_seconds):
+        for batch in _batches(self._features(wanted), self._production.batch_seconds):
             found.update(self._paths(batch))
         for cut in wanted:
             if cut.id not in found:
@@ -153,11 +163,20 @@ class ShardMaker:
             return "more text than the audio can hold"
         return ""
 
+    def _features(self, cuts: list[Cut]) -> list[tuple[Cut, FloatArray]]:
+        """Return what the teacher reads of each cut, but for those that cannot be read."""
+        if self._store:
+            return [(cut, self._store.read(cut)) for cut in cuts]
+        features = []
+        for cut, samples in load_usable(cuts, Counter()):
+            try:
+                features.append((cut, self.teacher.front_end(samples)))
+            except DataError as error:
+                raise DataError(f"cut {cut.id}: {error}") from error
+        return features
+
     def _paths(self, batch: list[tuple[Cut, FloatArray]]) -> dict[str, list[TeacherPath]]:
-        try:
-            projected, lengths = self.teacher.encode([samples for _, samples in batch])
-        except DataError as error:
-            raise DataError(f"cuts {', '.join(cut.id for cut, _ in batch)}: {error}") from error
+        projected, lengths = self.teacher.encode([features for _, features in batch])
         texts = ["" if self._production.labels == "search" else cut_text(cut) for cut, _ in batch]
         silent = [row for row, text in enumerate(texts) if not text]
         labels = [[tuple(self.teacher.tokens.encode(text))] for text in texts]
@@ -179,11 +198,11 @@ def _batches(
     readable: list[tuple[Cut, FloatArray]], batch_seconds: float
 ) -> Iterator[list[tuple[Cut, FloatArray]]]:
     batch: list[tuple[Cut, FloatArray]] = []
-    for cut, samples in sorted(readable, key=lambda pair: len(pair[1])):
-        if batch and len(samples) * (len(batch) + 1) > batch_seconds * SAMPLE_RATE:
+    for cut, features in sorted(readable, key=lambda pair: len(pair[1])):
+        if batch and cut.duration * (len(batch) + 1) > batch_seconds:
             yield batch
             batch = []
-        batch.append((cut, samples))
+        batch.append((cut, features))
     if batch:
         yield batch
 
@@ -241,7 +260,7 @@ def _on_ray(
     made = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
         ShardMaker,  # type: ignore[arg-type]  # a class, of which each actor makes one
         fn_constructor_args=(production, folder.resolve()),
-        concurrency=actors,
+        compute=ray.data.ActorPoolStrategy(size=actors),
         num_gpus=1 if production.device.startswith("cuda") else 0,
     )
     yield from made.iter_rows()

@@ -55,6 +55,8 @@ class Teacher:
 
     Attributes:
         tokens: the vocabulary.
+        front_end: makes of samples what ``encode`` takes.
+        encoder: sizes of the encoder, by which a store is told to hold just that.
         digest: hash of all that the targets depend on but the options: checkpoint, front end, language model.
 
     Raises:
@@ -75,24 +77,24 @@ class Teacher:
         self._model, self.tokens, _ = load_model(path)
         self._model.to(device)
         self._device, self._options = torch.device(device), options
-        encoder = self._model.config.encoder
-        self._front_end = find_front_end(encoder.pretrained if encoder.frozen else SAMPLES)
+        self.encoder = self._model.config.encoder
+        trains_along = self.encoder.pretrained and not self.encoder.frozen
+        self.front_end = find_front_end(SAMPLES if trains_along else self.encoder.pretrained)
         self._language_model: LanguageModel | None = None
-        parts = [hashlib.sha256(path.read_bytes()).hexdigest(), str(self._front_end.description)]
+        parts = [hashlib.sha256(path.read_bytes()).hexdigest(), str(self.front_end.description)]
         if language_model is not None:
             self._language_model = load_language_model(language_model, self.tokens).to(device)
             parts.append(self._language_model.digest)
         self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @torch.inference_mode()
-    def encode(self, utterances: list[FloatArray]) -> tuple[Tensor, Tensor]:
-        """Return projected encoder frames [B, T, J] of utterances, each [S] at 16 kHz, and their counts [B].
+    def encode(self, features: list[FloatArray]) -> tuple[Tensor, Tensor]:
+        """Return projected encoder frames [B, T, J] of utterances, and their counts [B].
 
-        Raises:
-            DataError: the front end's frames do not fit.
+        Args:
+            features: of each, [F, width], made by the front end.
         """
-        features = [self._front_end(samples) for samples in utterances]
-        padded, lengths = pad_frames(features, [0] * len(features), self._front_end.layout)
+        padded, lengths = pad_frames(features, [0] * len(features), self.front_end.layout)
         lengths = lengths.to(self._device)
         encoded = self._model.encoder(padded.to(self._device), lengths, 0, 0)
         return self._model.projection(encoded.float()), lengths

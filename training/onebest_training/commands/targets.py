@@ -11,7 +11,11 @@ from onebest.cli import Command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("manifest", type=Path, help="lhotse cut manifest, or a folder like LibriSpeech's")
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="lhotse cut manifest, a folder like LibriSpeech's, or a store with what the teacher reads",
+    )
     parser.add_argument("store", type=Path, help="folder to write; an unfinished one in it is finished")
     parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of the teacher")
     parser.add_argument("--labels", choices=("text", "search"), default="text", help="whose labels")
@@ -42,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     search = SearchOptions(arguments.beam, arguments.language_model_weight)
     production = Production(
-        arguments.manifest.resolve(),
+        arguments.source.resolve(),
         arguments.teacher.resolve(),
         TargetOptions(arguments.kept, arguments.hypotheses, search),
         arguments.language_model and arguments.language_model.resolve(),
