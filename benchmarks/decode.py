@@ -3,146 +3,79 @@
     python benchmarks/decode.py [--model DIR] [--audio FILE]
 
 Each side decodes in a process of its own (their copies of onnxruntime do not mix), the two take turns, and
-what is reported is the median of the paired runs. Cold start is a whole process on ten seconds of audio:
-``onebest transcribe`` against the shortest Python program that does the same with sherpa-onnx. The last
-line is JSON: ``speedup_vs_sherpa_onnx`` is their time over ours (one thread), ``cold_start_vs_sherpa_onnx``
-ours over theirs.
+what is reported is the median of the paired runs: one stream, and many that advance together. Cold start is a
+whole process on ten seconds of audio: ``onebest transcribe`` against the shortest Python program that does
+the same with sherpa-onnx.
+
+The last line is JSON. There a speed-up is their time over ours on one thread, ``cold_start_ratio`` ours over
+theirs, ``of_bound`` the least time the encoder could take (see ``bound``) over the time of one stream,
+``bytes_a_stream`` what one more stream takes, and ``endless`` what an endless stream gains in an hour:
+memory, and time for a minute of audio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from bound import measure_bound
 from machine import describe_machine, describe_versions
+from sides import ENDLESS, MEMORY, ONEBEST, PREPARE, SHERPA, Pair, Worker, run_process, run_program
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CLIP_SECONDS, COLD_SECONDS = 30, 10
 THREADS = (1, 2)
-
-# The programs below run in processes of their own, so that this one stays small: a child's peak memory counts
-# from that of its parent. Each starts with its arguments in sys.argv.
-
-PREPARE = """
-import hashlib, json, sys, pathlib
-import numpy as np, soundfile
-from onebest.audio import read_blocks
-from onebest.recognizer import DEFAULT_MODEL, TAIL_SAMPLES
-from onebest.bundle import load_bundle
-model, audio, folder, clip_seconds, cold_seconds = sys.argv[1:]
-bundle = load_bundle(model or DEFAULT_MODEL)
-if audio:
-    samples = np.concatenate(list(read_blocks(audio)))
-else:
-    samples = (0.05 * np.random.default_rng(0).standard_normal(16000 * 10)).astype(np.float32)
-chunk = bundle.sizes.chunk_frames
-for name, seconds in (("clip", int(clip_seconds)), ("cold", int(cold_seconds))):
-    cut = np.resize(samples, seconds * 16000)
-    chunks = -(-(len(cut) + TAIL_SAMPLES) // (chunk * 160))
-    padded = np.zeros((chunks * chunk + bundle.sizes.pad_frames + 1) * 160 + 120, np.float32)
-    padded[: len(cut)] = cut
-    soundfile.write(f"{folder}/{name}.wav", cut, 16000, subtype="PCM_16")
-    soundfile.write(f"{folder}/{name}-padded.wav", padded, 16000, subtype="PCM_16")
-paths = [bundle.encoder.path, bundle.decoder.path, bundle.joiner.path]
-digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-print(json.dumps({"folder": str(bundle.folder), "name": bundle.name, "sha256": digest, "chunk_ms": chunk * 10,
-                  "files": [str(path) for path in paths] + [str(bundle.folder / "tokens.txt")]}))
-"""
-
-SHERPA = """
-import sys, time, wave
-import numpy as np, sherpa_onnx
-encoder, decoder, joiner, tokens, audio, threads, repeat = sys.argv[1:]
-recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
-    encoder=encoder, decoder=decoder, joiner=joiner, tokens=tokens, num_threads=int(threads))
-with wave.open(audio) as file:
-    samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
-def decode():
-    stream = recognizer.create_stream()
-    stream.accept_waveform(16000, samples)
-    while recognizer.is_ready(stream):
-        recognizer.decode_stream(stream)
-    return "".join(recognizer.tokens(stream))
-"""
-
-ONEBEST = """
-import sys, time
-import soundfile
-from onebest import Recognizer
-folder, audio, threads, repeat = sys.argv[1:]
-recognizer = Recognizer(folder, threads=int(threads))
-samples, _ = soundfile.read(audio, dtype="float32")
-def decode():
-    return "".join(token.token for token in recognizer.transcribe(samples).tokens)
-"""
-
-REPEAT = """
-text = decode()
-print(text, flush=True)
-for line in sys.stdin:
-    start = time.perf_counter()
-    decode()
-    print(time.perf_counter() - start, flush=True)
-"""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What both sides gave in runs that took turns."""
-
-    ours: list[float]
-    theirs: list[float]
-
-    @property
-    def ratios(self) -> list[float]:
-        """Theirs over ours, run by run: how many times as fast ours is."""
-        return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-
-
-class Worker:
-    """A process that decodes the clip each time it is asked to."""
-
-    def __init__(self, program: str, arguments: Sequence[str]):
-        command = [sys.executable, "-c", program + REPEAT, *arguments, "repeat"]
-        self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.text = self._read()
-
-    def run(self) -> float:
-        """Decode once and return the seconds that took."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._read())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self) -> str:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("decode.py: a worker ended early; what it said stands above")
-        return line.rstrip("\n")
+STREAMS = (16, 64)
 
 
 def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         model = prepare(arguments, folder)
-        rows = []
+        rows, streams = [], []
         for threads in THREADS:
-            pair, same = compare_decoding(model, folder, threads, arguments.repeats)
-            rows.append({"threads": threads, "same_tokens": same, **summarise(pair, CLIP_SECONDS)})
+            row = compare_decoding(model, f"{folder}/clip", threads, 1, arguments.repeats)
+            rows.append({"threads": threads, **row})
+        for count in STREAMS:
+            row = compare_decoding(model, f"{folder}/many", 1, count, arguments.repeats)
+            streams.append({"streams": count, **row})
         cold, memory = compare_cold_starts(model, folder, arguments.repeats)
-    report(model, rows, cold, memory, arguments)
+        memory_a_stream = compare_memory(model, f"{folder}/many")
+        endless = measure_endless(model, f"{folder}/clip.wav", arguments.minutes)
+    bound = measure_bound(model["files"][0], model["window_frames"])
+    result = {
+        "benchmark": "decode",
+        "real_time_factor": rows[0]["onebest"],
+        "speedup_vs_sherpa_onnx": rows[0]["speedup"],
+        "cold_start_vs_sherpa_onnx": 1 / cold["speedup"],
+        "peak_memory_mb": memory["onebest"],
+        "single_stream_speedup": rows[0]["speedup"],
+        **{f"streams_{row['streams']}_speedup": row["speedup"] for row in streams},
+        "cold_start_ratio": 1 / cold["speedup"],
+        "of_bound": bound["chunk_seconds"] / (rows[0]["onebest"] * model["chunk_ms"] / 1000),
+        "bytes_a_stream": memory_a_stream["onebest"],
+        "rows": rows,
+        "streams": streams,
+        "cold_start": cold,
+        "peak_memory": memory,
+        "memory_a_stream": memory_a_stream,
+        "bound": bound,
+        "endless": endless,
+        "same_tokens": all(row["same_tokens"] for row in rows),
+        "model": {key: model[key] for key in ("name", "sha256", "chunk_ms")},
+        "audio": Path(arguments.audio).name or "noise",
+        "clip_seconds": CLIP_SECONDS,
+        "stream_seconds": arguments.stream_seconds,
+        "repeats": arguments.repeats,
+        "machine": describe_machine(),
+        "versions": describe_versions("onebest", "onnxruntime", "sherpa-onnx", "numpy"),
+    }
+    report(result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -150,6 +83,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="the model's folder (default: what ships)")
     parser.add_argument("--audio", default=default_audio(), help="speech (default: what ships, else noise)")
     parser.add_argument("--repeats", type=int, default=11, help="paired runs of each kind (default: 11)")
+    parser.add_argument(
+        "--stream-seconds", type=float, default=10.0, help="audio of each of many streams (default: 10)"
+    )
+    parser.add_argument("--minutes", type=int, default=60, help="audio of the endless stream (default: 60)")
     return parser.parse_args()
 
 
@@ -160,103 +97,93 @@ def default_audio() -> str:
 
 def prepare(arguments: argparse.Namespace, folder: str) -> dict:
     """Write the clips, the padded ones for sherpa-onnx, which does not pad; return what the model is."""
-    words = [arguments.model, arguments.audio, folder, str(CLIP_SECONDS), str(COLD_SECONDS)]
-    command = [sys.executable, "-c", PREPARE, *words]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+    clips = {"clip": CLIP_SECONDS, "cold": COLD_SECONDS, "many": arguments.stream_seconds}
+    words = [f"{name}={seconds}" for name, seconds in clips.items()]
+    model = json.loads(run_program(PREPARE, [arguments.model, arguments.audio, folder, *words]))
+    return {**model, "seconds": {f"{folder}/{name}": seconds for name, seconds in clips.items()}}
 
 
-def compare_decoding(model: dict, folder: str, threads: int, repeats: int) -> tuple[Pair, bool]:
-    """Return the seconds of both sides for the clip, and whether their tokens are the same."""
-    ours = Worker(ONEBEST, [model["folder"], f"{folder}/clip.wav", str(threads)])
-    theirs = Worker(SHERPA, [*model["files"], f"{folder}/clip-padded.wav", str(threads)])
+def sides(model: dict, clip: str, threads: int, count: int) -> tuple[list[str], list[str]]:
+    """Return both programs' arguments."""
+    rest = [str(threads), str(count)]
+    return [model["folder"], f"{clip}.wav", *rest], [*model["files"], f"{clip}-padded.wav", *rest]
+
+
+def compare_decoding(model: dict, clip: str, threads: int, count: int, repeats: int) -> dict:
+    """Return both sides' seconds a second of audio, and whether their tokens are the same."""
+    our_words, their_words = sides(model, clip, threads, count)
+    ours, theirs = Worker(ONEBEST, our_words), Worker(SHERPA, their_words)
     pair = Pair([], [])
     for _ in range(repeats):
         pair.ours.append(ours.run())
         pair.theirs.append(theirs.run())
     ours.close()
     theirs.close()
-    return pair, ours.text == theirs.text
+    return {"same_tokens": ours.text == theirs.text, **pair.summarise(count * model["seconds"][clip])}
 
 
-def compare_cold_starts(model: dict, folder: str, repeats: int) -> tuple[Pair, dict]:
+def compare_cold_starts(model: dict, folder: str, repeats: int) -> tuple[dict, dict]:
     """Return the seconds of whole processes on the short clip, and their peak memory in MB, medians."""
-    ours = [
-        str(Path(sys.executable).with_name("onebest")),
-        "transcribe",
-        "--model",
-        model["folder"],
-        f"{folder}/cold.wav",
-    ]
-    once = SHERPA + "print(decode())"
-    theirs = [sys.executable, "-c", once, *model["files"], f"{folder}/cold-padded.wav", "1", "once"]
+    onebest = str(Path(sys.executable).with_name("onebest"))
+    ours = [onebest, "transcribe", "--model", model["folder"], f"{folder}/cold.wav"]
+    words = sides(model, f"{folder}/cold", 1, 1)[1]
+    theirs = [sys.executable, "-c", SHERPA + "print(decode())", *words]
     runs = [(run_process(ours), run_process(theirs)) for _ in range(repeats + 1)]
     del runs[0]  # it read the disk
     pair = Pair([ours[0] for ours, _ in runs], [theirs[0] for _, theirs in runs])
-    return pair, {
+    return pair.summarise(), {
         "onebest": statistics.median(ours[1] for ours, _ in runs),
         "sherpa_onnx": statistics.median(theirs[1] for _, theirs in runs),
     }
 
 
-def run_process(command: list[str]) -> tuple[float, float]:
-    """Return the seconds and the peak memory in MB of a whole process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"decode.py: {command[0]} ended with status {process.returncode}")
-    return seconds, usage.ru_maxrss / 1024
-
-
-def summarise(pair: Pair, seconds: float = 1.0) -> dict:
-    """Return the medians, each side's seconds for a second of audio, and the spread of the ratio."""
+def compare_memory(model: dict, clip: str) -> dict:
+    """Return the bytes that one more stream takes on each side."""
+    ours, theirs = sides(model, clip, 1, STREAMS[0])
     return {
-        "onebest": statistics.median(pair.ours) / seconds,
-        "sherpa_onnx": statistics.median(pair.theirs) / seconds,
-        "speedup": statistics.median(pair.ratios),
-        "lowest": min(pair.ratios),
-        "highest": max(pair.ratios),
+        "onebest": float(run_program(ONEBEST + MEMORY, ours)),
+        "sherpa_onnx": float(run_program(SHERPA + MEMORY, theirs)),
     }
 
 
-def report(
-    model: dict, rows: list[dict], cold_pair: Pair, memory: dict, arguments: argparse.Namespace
-) -> None:
-    """Print the table, then everything as one line of JSON."""
-    cold = summarise(cold_pair)
+def measure_endless(model: dict, audio: str, minutes: int) -> dict:
+    """Return what an endless stream gains in an hour, from straight lines: bytes, and part of its time."""
+    told = json.loads(run_program(ENDLESS, [model["folder"], audio, str(minutes)]))
+    seconds, memory = np.array(told["seconds"][1:]), np.array(told["memory"][1:])
+    hours = np.arange(len(seconds)) / 60
+    return {
+        "minutes": minutes,
+        "bytes_an_hour": float(np.polyfit(hours, memory, 1)[0]),
+        "slower_an_hour": float(np.polyfit(hours, seconds, 1)[0] / seconds.mean()),
+    }
+
+
+def report(result: dict) -> None:
+    """Print the tables, then everything as one line of JSON."""
+    model, bound, endless = result["model"], result["bound"], result["endless"]
     print(
-        f"{model['name']}, {model['chunk_ms']} ms chunks, {Path(arguments.audio).name or 'noise'}, "
-        f"{arguments.repeats} paired runs"
+        f"{model['name']}, {model['chunk_ms']} ms chunks, {result['audio']}, {result['repeats']} paired runs"
     )
     print(f"{'':24}{'onebest':>10}{'sherpa-onnx':>13}{'speed-up':>10}   lowest..highest")
-    for row in rows:
+    for row in result["rows"]:
         print_row(f"real-time factor, {row['threads']} thr.", row)
-    print_row("cold start, s", cold)
-    print(f"{'peak memory, MB':24}{memory['onebest']:10.1f}{memory['sherpa_onnx']:13.1f}")
+    for row in result["streams"]:
+        print_row(f"the same, {row['streams']} streams", row)
+    print_row("cold start, s", result["cold_start"])
+    for name, key, unit in (("peak memory, MB", "peak_memory", 1), ("MB a stream", "memory_a_stream", 1e6)):
+        values = result[key]
+        print(f"{name:24}{values['onebest'] / unit:10.1f}{values['sherpa_onnx'] / unit:13.1f}")
+    rates = ", ".join(f"{rate / 1e9:.0f} G/s {kind}" for kind, rate in bound["rates"].items())
+    counts = ", ".join(f"{count / 1e6:.0f} M {kind}" for kind, count in bound["multiply_adds"].items())
     print(
-        json.dumps(
-            {
-                "benchmark": "decode",
-                "real_time_factor": rows[0]["onebest"],
-                "speedup_vs_sherpa_onnx": rows[0]["speedup"],
-                "cold_start_vs_sherpa_onnx": 1 / cold["speedup"],
-                "peak_memory_mb": memory["onebest"],
-                "rows": rows,
-                "cold_start": cold,
-                "peak_memory": memory,
-                "same_tokens": all(row["same_tokens"] for row in rows),
-                "model": {key: model[key] for key in ("name", "sha256", "chunk_ms")},
-                "audio": Path(arguments.audio).name or "noise",
-                "clip_seconds": CLIP_SECONDS,
-                "repeats": arguments.repeats,
-                "machine": describe_machine(),
-                "versions": describe_versions("onebest", "onnxruntime", "sherpa-onnx", "numpy"),
-            }
-        )
+        f"least time a chunk: {bound['chunk_seconds'] * 1e3:.2f} ms ({counts} at {rates}), "
+        f"{result['of_bound']:.2f} of one stream's time"
     )
+    print(
+        f"endless stream, {endless['minutes']} min: {endless['bytes_an_hour'] / 1e6:+.2f} MB an hour, "
+        f"{endless['slower_an_hour']:+.1%} time a minute of audio an hour"
+    )
+    print(json.dumps(result))
 
 
 def print_row(name: str, row: dict) -> None:
