@@ -103,6 +103,11 @@ def write_bundle(
             f"the vocabulary has {len(tokens)} tokens, the model {model.config.vocabulary_size}; nothing was "
             "written. Take the vocabulary that the model was trained with."
         )
+    if model.config.predictor != "stateless":
+        raise ModelError(
+            f"the predictor is {model.config.predictor!r}, a bundle holds a stateless one; nothing was "
+            'written. Train with model.predictor = "stateless".'
+        )
     model = _penalize_blank(model, options.blank_penalty)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:

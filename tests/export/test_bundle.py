@@ -113,6 +113,13 @@ def test_vocabulary_of_another_model_is_refused(tiny, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_predictor_with_a_memory_is_refused(tiny, tmp_path):
+    other = make_model(replace(tiny.model.config, predictor="lstm"))
+    with pytest.raises(ModelError, match="the predictor is 'lstm', a bundle holds a stateless one"):
+        write_bundle(other, tiny.tokens, tiny.checkpoint, tmp_path / "model", OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
 WEIGHTS = {
     "encoder": "encoder.blocks.1.convolution.depthwise.weight",
     "decoder": "predictor.embedding.weight",
