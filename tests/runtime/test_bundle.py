@@ -92,6 +92,13 @@ def test_a_truncated_model_without_a_card(tiny_copy, keep):
     refuse(tiny_copy, r"encoder\.onnx cannot be loaded")
 
 
+def test_a_graph_of_operators_to_come(tiny_copy):
+    model = make_encoder()
+    model.opset_import[0].version = 99
+    replace_model(tiny_copy, "encoder", model)
+    refuse(tiny_copy, r"encoder\.onnx cannot be loaded .*opset.*update onebest if the file is newer")
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -99,6 +106,8 @@ def test_a_truncated_model_without_a_card(tiny_copy, keep):
         ("[]", 'expected an object of "format"'),
         ('{"format": "other"}', 'expected an object of "format"'),
         ('{"format": "onebest-bundle", "version": 2}', "bundle version 2"),
+        ('{"format": "onebest-bundle", "version": 1, "opset": 99}', "opset 99, this onebest runs up to"),
+        ('{"format": "onebest-bundle", "version": 1, "opset": "x"}', "opset 'x'"),
         ('{"format": "onebest-bundle", "version": 1}', 'no object "files"'),
         ('{"format": "onebest-bundle", "version": 1, "files": {}}', r"files\['encoder'\] is None"),
         (
