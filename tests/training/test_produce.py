@@ -215,9 +215,12 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_two_workers_of_ray_make_the_same_bytes(production: Production, whole: Path, tmp_path: Path) -> None:
+def test_two_workers_of_ray_make_the_same_bytes(
+    production: Production, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # or whatever else runs here comes first
     ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         seen: list[Progress] = []
