@@ -8,11 +8,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := benchmarks/results
-SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium
+SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium nginx-light
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 CHECKPOINT := training/checkpoints/onebest-en.pt
 
-.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-edge bench-serve bench-kd tables wheel clean
+.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-model bench-edge bench-serve bench-kd tables wheel clean
 
 setup: $(STAMP)
 

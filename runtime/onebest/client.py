@@ -22,23 +22,21 @@ import asyncio
 import json
 import secrets
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-import numpy as np
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from onebest.errors import OnebestError
 from onebest.events import Event, FinalText, Notice, PartialText
+from onebest.outbox import Outbox
 from onebest.results import Word
 from onebest.samples import check_samples
 
-FloatArray = npt.NDArray[np.float32]
 _T = TypeVar("_T")
 
 PATH = "/onebest"
@@ -56,36 +54,6 @@ _BUSY = 503
 
 class ServerError(OnebestError, ConnectionError):
     """A server that cannot be reached, or that refuses."""
-
-
-class Outbox:
-    """Audio from some offset on, until it is no longer needed."""
-
-    def __init__(self) -> None:
-        self._pieces: deque[FloatArray] = deque()
-        self.first = self.end = 0
-
-    def append(self, samples: FloatArray) -> None:
-        """Add samples [S] at the end."""
-        if len(samples):
-            self._pieces.append(samples)
-            self.end += len(samples)
-
-    def forget(self, before: int) -> None:
-        """Drop the pieces that lie before an offset."""
-        while self._pieces and self.first + len(self._pieces[0]) <= before:
-            self.first += len(self._pieces.popleft())
-
-    def read(self, start: int, length: int) -> FloatArray:
-        """Return up to ``length`` samples from an offset on that is not forgotten."""
-        parts, offset = [], self.first
-        for piece in self._pieces:
-            part = piece[max(0, start - offset) : max(0, start + length - offset)]
-            offset += len(piece)
-            parts.append(part)
-            if offset >= start + length:
-                break
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 class AsyncClient:

@@ -12,8 +12,9 @@ from tiny_model import make_audio
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from onebest.client import AsyncClient, Client, Outbox, ServerError
+from onebest.client import AsyncClient, Client, ServerError
 from onebest.events import FinalText, Notice, PartialText
+from onebest.outbox import Outbox
 
 AUDIO = make_audio(21.5)  # more than one segment
 
