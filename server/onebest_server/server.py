@@ -236,4 +236,4 @@ class Server:
             await listener.wait_closed()
         if self._watch is not None:
             self._watch.cancel()
-        await asyncio.to_thread(self.sessions.stop)
+        await self.sessions.stop()

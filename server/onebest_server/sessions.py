@@ -63,11 +63,11 @@ class Sessions:
         self._loop = asyncio.get_running_loop()
         self._scheduler.start()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End all sessions and the threads."""
         for session in list(self._all.values()):
             session.end()
-        self._scheduler.stop()
+        await asyncio.to_thread(self._scheduler.stop)
         self._loop = None
 
     def new_name(self) -> str:

@@ -233,7 +233,7 @@ class TestClient:
                     event = await anext(events)
                     if isinstance(event, FinalText):
                         texts.append(event)
-                first.sessions.stop()
+                await first.sessions.stop()
                 for connection in list(first._admitted):
                     connection.transport.abort()
             async with serving(first_settings(first)):
