@@ -6,20 +6,30 @@ from pathlib import Path
 
 import torch
 import torchaudio
+from ctranslate2.converters import TransformersConverter
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     HubertConfig,
     HubertModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
     WavLMConfig,
     WavLMModel,
     WhisperConfig,
+    WhisperForConditionalGeneration,
     WhisperModel,
 )
 
 WIDTH = 16
+#: Tokens that Whisper has besides text.
+SPECIAL = [f"<|{name}|>" for name in ("endoftext", "startoftranscript", "en", "translate", "transcribe")]
+SPECIAL += [f"<|{name}|>" for name in ("startoflm", "startofprev", "nospeech", "notimestamps")]
 #: Together 320 samples a frame, as all of these models have.
 KERNELS, STRIDES = (10, 8, 8), (5, 8, 8)
 SELF_SUPERVISED = {
@@ -52,13 +62,13 @@ def save_self_supervised(family: str, folder: Path, norm: str = "layer") -> PreT
     return model
 
 
-def save_whisper(folder: Path, width: int = 64, layers: int = 2) -> WhisperModel:
-    """Write a small Whisper; return it."""
+def save_whisper(folder: Path, vocab_size: int = 60, whole: bool = False) -> PreTrainedModel:
+    """Write a small Whisper, ``whole`` with what it needs to write text; return it."""
     torch.manual_seed(2)
     config = WhisperConfig(
-        vocab_size=60,
-        d_model=width,
-        encoder_layers=layers,
+        vocab_size=vocab_size,
+        d_model=64,
+        encoder_layers=2,
         decoder_layers=1,
         encoder_attention_heads=1,
         decoder_attention_heads=1,
@@ -69,9 +79,30 @@ def save_whisper(folder: Path, width: int = 64, layers: int = 2) -> WhisperModel
         eos_token_id=2,
         decoder_start_token_id=3,
     )
-    model = WhisperModel(config).eval()
+    model = (WhisperForConditionalGeneration if whole else WhisperModel)(config).eval()
     model.save_pretrained(folder)
     return model
+
+
+def save_ctranslate2_whisper(folder: Path) -> None:
+    """Write a small Whisper as CTranslate2 has it. It wants to say "7" all the time, or else "c"."""
+    ids = {token: number for number, token in enumerate(sorted(ByteLevel.alphabet()) + SPECIAL)}
+    tokenizer = Tokenizer(BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer.add_special_tokens(SPECIAL)
+    source = folder / "transformers"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
+    timestamps = 1501
+    model = save_whisper(source, vocab_size=len(ids) + timestamps, whole=True)
+    embedding = model.model.decoder.embed_tokens.weight.data
+    model.model.decoder.layer_norm.bias.data = 90 * embedding[ids["7"]] + 60 * embedding[ids["c"]]
+    generation = model.generation_config
+    generation.alignment_heads, generation.suppress_tokens = [[0, 0]], [ids["!"]]
+    generation.begin_suppress_tokens, generation.lang_to_id = [], {}
+    generation.no_timestamps_token_id = ids["<|notimestamps|>"]
+    model.save_pretrained(source)
+    converter = TransformersConverter(str(source), copy_files=["tokenizer.json"])
+    converter.convert(str(folder / "ctranslate2"), quantization="float32")
 
 
 def torchaudio_model(wavlm: bool = False) -> torchaudio.models.Wav2Vec2Model:

@@ -2,7 +2,8 @@
 
 Layout of CTranslate2's file, little-endian: u32 version, string specification, u32 revision, u32 count of
 variables; each variable is a string name, u8 rank, u32 per dimension, u8 type, u32 bytes, data. A string is
-u16 length, then bytes that end in a NUL.
+u16 length, then bytes that end in a NUL. Behind them u32 count of aliases, each two strings: equal variables
+are stored once.
 
 Whisper's features are another mel scale than ours, its log10 normalised by the clip's own maximum. A linear
 map of our bins, fitted by least squares, stands in for them; it becomes the first layer of the encoder and
@@ -49,6 +50,11 @@ def read_ctranslate2(paths: list[Path]) -> dict[str, Tensor]:
         _read_string(file)
         _, count = struct.unpack("<II", file.read(8))
         variables = dict(_read_variable(file) for _ in range(count))
+        (count,) = struct.unpack("<I", file.read(4))
+        for _ in range(count):
+            alias, name = _read_string(file), _read_string(file)
+            if alias.startswith("encoder/"):
+                variables[alias] = variables[name]
     except (OSError, struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
         raise ModelError(f"{', '.join(map(str, paths))}: not a whole CTranslate2 model ({error}).") from error
     encoder = {name: value for name, value in variables.items() if name.startswith("encoder/")}
