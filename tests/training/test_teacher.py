@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import read_log
 from small_encoders import save_self_supervised
 from tone_corpus import ToneCorpus, make_stage, speak, tiny_config
 from torch import Tensor
@@ -219,6 +220,15 @@ def test_an_encoder_trains_along_once_it_is_its_turn(
     assert teacher.path(projected[0], (3, 7)).num_frames == int(lengths[0]) == 27
     with pytest.raises(ConfigError, match=r"has 32 channels every 40 ms\. Set inputs = 32"):
         Trainer(replace_encoder(config, inputs=80), tmp_path / "other")
+
+
+def test_both_scales_make_a_tri_stage_schedule(corpus: ToneCorpus, tmp_path: Path) -> None:
+    scales = {"warmup_steps": 2, "decay_steps": 3, "initial_scale": 0.1, "final_scale": 0.05}
+    stage = make_stage("all", 6, learning_rate=1e-3, **scales)
+    Trainer(tiny_config(corpus, stage, log_steps=1, evaluate_steps=99), tmp_path / "run").run()
+    found = [row["learning_rate"] for row in read_log(tmp_path / "run") if "learning_rate" in row]
+    expected = [0.55, 1.0, 1.0, 1.0, 0.05 ** (1 / 3), 0.05 ** (2 / 3)]
+    assert found == pytest.approx([1e-3 * scale for scale in expected], rel=1e-3)
 
 
 def replace_encoder(config: TrainConfig, **changes: Any) -> TrainConfig:
