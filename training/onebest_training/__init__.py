@@ -7,7 +7,8 @@ The stages, one file each:
 - ``features``: lhotse cuts -> a store of log-mel features on disk, or of what ``pretrained`` encoders make of
   them for a teacher (``onebest prepare``)
 - ``vocabulary``: text -> a 500-piece BPE model
-- ``whisper``: a Whisper encoder of CTranslate2 or transformers -> first weights of ours (``onebest convert-encoder``)
+- ``whisper``: a Whisper encoder of CTranslate2 or transformers -> first weights of ours
+  (``onebest convert-encoder``)
 - ``encoder``, ``transducer``: the model
 - ``planes``, ``lattice``, ``band``: joiner outputs -> the transducer loss, whole or on a band around a path
 - ``losses``: what a stage minimises
