@@ -1,12 +1,13 @@
-"""Read sentences aloud with one voice, as many voices: speed, pitch and level differ from sentence to sentence.
+"""Read sentences aloud with one voice, as many: speed, pitch and level differ from sentence to sentence.
 
-Usage, in an environment of its own (`pip install hibari-tts piper-tts soundfile soxr 'lhotse>=1.30' 'urllib3>=2'`):
+Usage, in an environment of its own with hibari-tts, piper-tts, soundfile, soxr, lhotse and urllib3 installed:
 
     python synthesize.py SENTENCES.txt.gz OUT --hours 15 --seed 1
     python synthesize.py SENTENCES.txt.gz OUT --hours 5 --seed 2 --piper VOICE.onnx
 
-Writes OUT/N.flac (16 kHz, about ten minutes each) and OUT/cuts.jsonl.gz (lhotse cuts), for `onebest prepare`. The seed
-decides which sentences are read, in which order and how. Pitch and formants change together, by resampling.
+Writes OUT/N.flac (16 kHz, about ten minutes each) and OUT/cuts.jsonl.gz (lhotse cuts), for `onebest prepare`.
+The seed decides which sentences are read, in which order and how. Pitch and formants change together, by
+resampling.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--piper", type=Path, help="a piper voice instead of hibari's")
     arguments = parser.parse_args()
-    sentences = gzip.open(arguments.sentences, "rt").read().splitlines()
+    with gzip.open(arguments.sentences, "rt") as lines:
+        sentences = lines.read().splitlines()
     voice = piper(arguments.piper) if arguments.piper else hibari()
     arguments.out.mkdir(parents=True)
     spoken = utterances(sentences, voice, random.Random(arguments.seed))
