@@ -12,7 +12,7 @@ SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins 
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 CHECKPOINT := training/checkpoints/onebest-en.pt
 
-.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-model bench-edge bench-serve bench-kd tables wheel clean
+.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-model bench-edge bench-serve bench-kd tables model model-small wheel clean
 
 setup: $(STAMP)
 
@@ -117,6 +117,16 @@ bench-kd: $(STAMP)
 # The tables of the README and the model card, and the model's own card, from the results above.
 tables: $(STAMP)
 	$(BIN)/python benchmarks/tables.py
+
+# The default model from the manifests in DATA, made in work/, to work/wheel; days of two cores, and it can be stopped.
+model: $(STAMP)
+	@test -n "$(DATA)" || { echo "make model DATA=FOLDER" >&2; exit 1; }
+	$(BIN)/python training/recipes/make_model.py $(DATA)
+
+# The same in a minute, of made-up speech.
+model-small: $(STAMP)
+	rm -rf work/small
+	$(BIN)/python training/recipes/make_model.py --small --work work/small
 
 # The sdist, and the wheel built from it.
 wheel: $(STAMP)

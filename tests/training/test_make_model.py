@@ -1,0 +1,100 @@
+"""The file that makes the default model: every need has a rule, each thing is made once and whole."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "training" / "recipes"))
+
+import make_model
+from make_model import MODEL, RULES, SPOKEN, Build
+from small_model import PARTS, make_inputs, shrink
+
+from onebest_training.checkpoint import load
+from onebest_training.trainer import Trainer
+
+
+def test_every_need_of_the_recipes_has_a_rule(tmp_path: Path) -> None:
+    build = Build(tmp_path, tmp_path)
+    for run in build.runs(MODEL):
+        paths = [each for each in make_model.strings(build.recipe(run)) if "/" in each]
+        assert all(path.startswith("work/") for path in paths)
+        for need in (path.removeprefix("work/") for path in paths):
+            rule = next(make for pattern, make in RULES.items() if re.fullmatch(pattern, need))
+            if rule is Build.store:
+                assert need.partition("-sp")[0] in {*PARTS, *SPOKEN, "unlabelled"}
+
+
+def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "first.toml").write_text("")
+    (tmp_path / "more.toml").write_text('initial_model = "work/first/checkpoint.pt"\nseed = 3')
+    monkeypatch.setattr(make_model, "RECIPES", tmp_path)
+    build = Build(tmp_path, tmp_path / "here")
+    assert build.runs("more") == ["first", "more"]
+    assert make_model.moved(build.recipe("more"), build.work) == {
+        "initial_model": str(tmp_path / "here" / "first" / "checkpoint.pt"),
+        "seed": 3,
+    }
+
+
+def test_each_thing_is_made_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def make(build: Build, path: Path, name: str) -> None:
+        calls.append(name)
+        assert not path.exists()
+        path.write_text("half")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        path.write_text("whole")
+
+    monkeypatch.setattr(make_model, "RULES", {r"(thing)\.json": make})
+    build = Build(tmp_path, tmp_path / "work")
+    with pytest.raises(KeyboardInterrupt):
+        build.need("thing.json")
+    assert not (tmp_path / "work" / "thing.json").exists()
+    assert build.need("thing.json").read_text() == "whole"
+    assert build.need("thing.json").read_text() == "whole"
+    assert calls == ["thing", "thing"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["thing.json"]
+    with pytest.raises(SystemExit, match="nothing says how"):
+        build.need("other.json")
+
+
+def test_whisper_base_comes_in_parts(tmp_path: Path) -> None:
+    for number, requirement in enumerate(make_model.BASE, 1):
+        name = requirement.partition("==")[0].replace("-", "_")
+        data = tmp_path / "packages" / name / name / "data"
+        data.mkdir(parents=True)
+        (data / f"model.bin.part{number}").write_text(f"part {number};")
+        (data / "tokenizer.json").write_text(f"of part {number}")
+    folder = Build(tmp_path, tmp_path).need("whisper-base")
+    found = {path.name: path.read_text() for path in folder.iterdir()}
+    assert found == {"model.bin": "part 1;part 2;", "tokenizer.json": "of part 1"}
+
+
+def test_a_result_is_the_last_line_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "emission.py").write_text("import sys\nprint('a table')\nprint(sys.argv[1:])\n")
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.setattr(make_model, "BENCHMARKS", tmp_path)
+    build = Build(tmp_path / "data", tmp_path, options={"emission": ("--limit", "1")})
+    line = build.need("results/emission.json").read_text().replace("'", '"')
+    manifest, bundle = str(tmp_path / "data" / "dev.jsonl.gz"), str(tmp_path / "bundle")
+    assert json.loads(line) == [manifest, "--model", bundle, "--limit", "1"]
+
+
+def test_a_small_model_from_manifests_to_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Build(make_inputs(tmp_path), tmp_path, shrink)
+    path = build.need(f"{MODEL}/checkpoint.pt")
+    steps = load(path).position.step
+    assert steps == sum(stage["steps"] for stage in build.recipe(MODEL)["stages"])
+    assert make_inputs(tmp_path) == build.data
+
+    def refuse(trainer: Trainer) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Trainer, "run", refuse)
+    assert build.need(f"{MODEL}/checkpoint.pt") == path

