@@ -119,11 +119,14 @@ class _Quantizer:
             weight = weight.T
         data, largest = node.input[0], ""
         if self._bound is not None:
+            # A step of its own for the product: onnxruntime joins MatMul and Add, and fuses neither then.
             code = _SIGNED._replace(step=self._bound / 127)
+            largest = self._constant(f"{name}_step", np.float32(code.step))
         else:
             code = _ABOVE_ZERO if self._is_above_zero(data) else _SIGNED
             data, largest = self._normalize(name, data, code)
-        product = self._add("MatMul", name, self._coded(name, data, code), self._coded_weight(name, weight))
+        decoded = self._coded(name, data, code, in_steps=self._bound is not None)
+        product = self._add("MatMul", name, decoded, self._coded_weight(name, weight))
         if largest:
             product = self._add("Mul", f"{name}_rescaled", product, largest)
         if bias:
@@ -138,11 +141,13 @@ class _Quantizer:
         largest = self._add("Max", f"{name}_divisor", largest, smallest)
         return self._add("Div", f"{name}_normal", data, largest), largest
 
-    def _coded(self, name: str, data: str, code: _Code) -> str:
+    def _coded(self, name: str, data: str, code: _Code, in_steps: bool) -> str:
+        """Return what 8 bits keep of the data, divided by the step or not."""
         step = self._constant(f"{name}_step", np.float32(code.step))
         zero = self._constant(f"{name}_zero", np.uint8(code.zero))
         coded = self._add("QuantizeLinear", f"{name}_coded", data, step, zero)
-        return self._add("DequantizeLinear", f"{name}_decoded", coded, step, zero)
+        unit = self._constant(f"{name}_unit", np.float32(1)) if in_steps else step
+        return self._add("DequantizeLinear", f"{name}_decoded", coded, unit, zero)
 
     def _coded_weight(self, name: str, weight: FloatArray) -> str:
         """Store a weight [inputs, outputs] in int8 with a scale for each output."""
