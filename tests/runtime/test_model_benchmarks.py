@@ -1,0 +1,112 @@
+"""What the benchmarks of a model do to speech, and what they refuse; their figures are not judged here."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import emission
+import long_audio
+import noise_only
+import robustness
+import wer
+from tiny_model import make_audio
+
+from onebest import Recognizer
+
+RATE = 16000
+
+
+def tone(hertz, seconds=1.0):
+    return np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE).astype(np.float32)
+
+
+def power(samples):
+    return float(np.square(samples, dtype=np.float64).mean())
+
+
+@pytest.mark.parametrize("snr_db", robustness.SNRS_DB)
+def test_noise_is_as_loud_as_said(snr_db):
+    noise = np.random.default_rng(0).standard_normal(5 * RATE).astype(np.float32)
+    speech = 0.1 * tone(500)
+    noisy, rate = robustness.add_noise(speech, "a", noise, snr_db)
+    assert rate == RATE
+    assert 10 * np.log10(power(speech) / power(noisy - speech)) == pytest.approx(snr_db, abs=0.01)
+    again, _ = robustness.add_noise(speech, "a", noise, snr_db)
+    other, _ = robustness.add_noise(speech, "b", noise, snr_db)
+    assert np.array_equal(noisy, again)
+    assert not np.array_equal(noisy, other)
+
+
+@pytest.mark.parametrize(("hertz", "passes"), [(100, False), (500, True), (3000, True), (3800, False)])
+def test_a_telephone_lets_its_band_pass(hertz, passes):
+    heard, rate = robustness.to_telephone(tone(hertz), "a")
+    assert (rate, len(heard)) == (8000, 8000)
+    assert power(heard) == pytest.approx(0.5 if passes else 0.0, abs=0.01)
+
+
+@pytest.mark.parametrize("factor", robustness.SPEEDS)
+def test_speed_changes_length_and_pitch(factor):
+    heard, _ = robustness.change_speed(tone(1000), "a", factor)
+    assert len(heard) == pytest.approx(RATE / factor, abs=1)
+    loudest = np.abs(np.fft.rfft(heard)).argmax() * RATE / len(heard)
+    assert loudest == pytest.approx(1000 * factor, abs=2)
+
+
+def test_a_token_is_shown_when_its_chunk_has_come(tiny_folder):
+    recognizer = Recognizer(tiny_folder, chunk_ms=320)
+    beyond = -(-recognizer.bundle.sizes.pad_frames // 4)
+    assert [emission.show(frame, recognizer) for frame in (0, 7, 8)] == [7 + beyond, 7 + beyond, 15 + beyond]
+
+
+def test_percentiles_of_nothing_are_none():
+    assert emission.percentiles("emission", []) == {"emission_p50_ms": None, "emission_p90_ms": None}
+    found = emission.percentiles("emission", [0, 1, 2])
+    assert (found["emission_p50_ms"], found["emission_p90_ms"]) == (40.0, pytest.approx(72.0))
+
+
+def test_words_in_noise_are_counted(tiny_folder):
+    recognizer = Recognizer(tiny_folder)
+    row = noise_only.listen(recognizer, "babble", noise_only.endless([make_audio(3.0)]), hours=0.005)
+    whole = np.resize(make_audio(3.0), round(0.005 * 3600 * RATE))
+    assert row["words"] == len(recognizer.transcribe(whole).words) > 0
+    assert row["words_an_hour"] == pytest.approx(row["words"] / 0.005)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Four utterances of two seconds as LibriSpeech lays them out."""
+    names = [f"1-1-000{index}" for index in range(4)]
+    for name in names:
+        soundfile.write(tmp_path / f"{name}.wav", make_audio(2.0), RATE)
+    (tmp_path / "1-1.trans.txt").write_text("".join(f"{name} SOME WORDS\n" for name in names))
+    return tmp_path
+
+
+def test_long_audio_takes_utterances_from_everywhere(corpus, tiny_folder, tmp_path):
+    arguments = argparse.Namespace(manifest=corpus, limit=None, gap=0.5, hours=5.0 / 3600)
+    assert [cut.id[-1] for cut in long_audio.choose(arguments)] == ["1", "3"]
+    arguments.hours = 1.0
+    cuts = long_audio.choose(arguments)
+    assert long_audio.concatenate(cuts, tmp_path / "long.wav", 0.5) == pytest.approx(10.0)
+    found = long_audio.listen(tiny_folder, 640, tmp_path / "long.wav")
+    samples, _ = soundfile.read(tmp_path / "long.wav", dtype="float32")
+    whole = Recognizer(tiny_folder, chunk_ms=640).transcribe(samples)
+    assert found["text"].replace(" ", "") == whole.text.replace(" ", "")
+    assert found["memory_mb"] >= found["memory_growth_mb"]
+
+
+def test_another_recogniser_must_have_heard_the_same_words(tmp_path):
+    path, ours = tmp_path / "other.json", {"scores": {"a": {"words": 5}, "overall": {"words": 5}}}
+    result = {"recognizer": "other", "machine": {}, **ours}
+    path.write_text(json.dumps(result))
+    assert wer.read_beside(path, ours) == {"latency": "other", "machine": {}, **ours}
+    path.write_text(json.dumps({**result, "scores": {"a": {"words": 6}, "overall": {"words": 6}}}))
+    with pytest.raises(SystemExit, match="other speech"):
+        wer.read_beside(path, ours)
