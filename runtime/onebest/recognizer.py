@@ -35,6 +35,8 @@ DEFAULT_MODEL = Path(__file__).parent / "model"
 TAIL_SAMPLES = SAMPLE_RATE // 2
 #: Longer chunks are for use offline: the last one ends with the tail instead of being filled up with silence.
 LONGEST_FILLED_CHUNK_FRAMES = 256
+#: More streams are worked on in steps of so many: the states of more, 2.4 MB each, fit no processor's cache.
+_STREAMS_A_STEP = 8
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -121,7 +123,7 @@ class Recognizer:
         return _run(self.stream(), read_blocks(audio))
 
     def advance(self, streams: Iterable[Stream]) -> None:
-        """Recognise one chunk of every stream that is ready, all in one batch, and add to their results.
+        """Recognise one chunk of every stream that is ready, in batches, and add to their results.
 
         What a stream gets does not depend on the others. Threads may call this at the same time for different
         streams.
@@ -136,7 +138,8 @@ class Recognizer:
             if stream.ready:
                 batches.setdefault(stream.next_window_frames, []).append(stream)
         for batch in batches.values():
-            self._step(batch)
+            for first in range(0, len(batch), _STREAMS_A_STEP):
+                self._step(batch[first : first + _STREAMS_A_STEP])
 
     def _step(self, batch: Sequence[Stream]) -> None:
         """Run one chunk of streams whose windows are of one length; at an error no state changes."""

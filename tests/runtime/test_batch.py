@@ -9,6 +9,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_model import make_audio, write_bundle
 
 from onebest import Recognizer, StreamError
+from onebest.recognizer import _STREAMS_A_STEP
 
 AUDIOS = [make_audio(seconds, seed) for seed, seconds in enumerate((2.0, 0.7, 1.3, 2.6))]
 
@@ -46,6 +47,17 @@ def test_any_order_and_any_batches(any_recognizer, seed):
         some = random.permutation(len(streams))[: random.integers(1, len(streams) + 1)]
         any_recognizer.advance([streams[number] for number in some])
     assert [stream.result for stream in streams] == [any_recognizer.transcribe(audio) for audio in AUDIOS]
+
+
+def test_more_streams_than_a_step_takes(recognizer):
+    streams = [recognizer.stream() for _ in range(2 * _STREAMS_A_STEP + 1)]
+    for number, stream in enumerate(streams):
+        stream.push(AUDIOS[0][number * 500 :])
+        stream.end()
+    while any(stream.ready for stream in streams):
+        recognizer.advance(streams)
+    for number, stream in enumerate(streams):
+        assert stream.result == recognizer.transcribe(AUDIOS[0][number * 500 :])
 
 
 def test_one_call_is_one_chunk(recognizer):
