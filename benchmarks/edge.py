@@ -24,7 +24,7 @@ from machine import describe_machine, describe_versions
 import onebest
 
 SMALL = """
-import json, os, resource, time
+import json, os, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 times = [time.perf_counter()]
 import onebest
@@ -40,12 +40,13 @@ times.append(time.perf_counter())
 import numpy
 recognizer.transcribe(numpy.zeros(160000, numpy.float32))
 seconds = [after - before for before, after in zip(times, times[1:])]
+from onebest.commands.bench import peak_memory_mb
 print(json.dumps({
     "import_seconds": seconds[0],
     "import_recognizer_seconds": seconds[1],
     "load_seconds": seconds[2],
     "hash_seconds": seconds[4],
-    "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    "peak_memory_mb": peak_memory_mb(),
 }))
 """
 

@@ -7,11 +7,10 @@ that advance together differ in loudness, so that nothing they share helps them.
 
 from __future__ import annotations
 
-import os
+import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -196,13 +195,19 @@ def run_program(program: str, arguments: Sequence[str]) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+#: Runs a command from a small process: the peak that the kernel keeps begins with what the parent had.
+PROCESS = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+seconds = time.perf_counter() - start
+print(json.dumps([status, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
+"""
+
+
 def run_process(command: list[str]) -> tuple[float, float]:
     """Return the seconds and the peak memory in MB of a whole process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"decode.py: {command[0]} ended with status {process.returncode}")
-    return seconds, usage.ru_maxrss / 1024
+    status, seconds, peak_mb = json.loads(run_program(PROCESS, command))
+    if status:
+        raise SystemExit(f"decode.py: {command[0]} ended with status {status}")
+    return seconds, peak_mb

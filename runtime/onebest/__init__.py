@@ -12,9 +12,9 @@ Audio comes in as samples, text goes out as it is spoken. The stages, one file e
 - ``recognizer``: ``Recognizer`` (shared, immutable) and ``Stream`` (one utterance)
 - ``listener``: ``listen``, a microphone -> events (with ``microphone``, ``transcriber``, ``events``)
 
-Beside them: ``models`` and ``hub`` (where models are and come from), ``cli`` and ``commands`` (the ``onebest``
-command), ``live_view``, ``sinks``, ``formats`` and ``subtitles`` (where text goes, and how it is written),
-``cuts`` (lhotse manifests), ``normalize`` (text as it is compared), ``errors``. What is listed in ``__all__``
+Beside them: ``models`` and ``hub`` (where models are and come from), ``cli`` and ``commands`` (the command
+``onebest``), ``live_view``, ``sinks``, ``formats`` and ``subtitles`` (where text goes, and how it is
+written), ``cuts`` (lhotse manifests), ``normalize`` (text as it is compared), ``errors``. What is listed in ``__all__``
 loads when it is first used.
 """
 

@@ -25,11 +25,11 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
 from onebest import Recognizer
 result = Recognizer(sys.argv[2], threads=1).transcribe(sys.argv[3])
-threads = next(line for line in open("/proc/self/status") if line.startswith("Threads:"))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({
     "text": result.text,
-    "threads": int(threads.split()[1]),
-    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "threads": int(status["Threads"]),
+    "peak_bytes": int(status["VmHWM"].split()[0]) * 1024,
 }))
 """
 

@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RECIPES, BENCHMARKS = ROOT / "training" / "recipes", ROOT / "benchmarks"
 #: The recipe of the model that ships.
-MODEL = "default"
+MODEL = "more"
 BLANK_PENALTY = 0.5
 #: How a recipe calls the work folder.
 WORK = "work/"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -93,7 +92,16 @@ def start_cold(model: str | None, chunk_ms: int | None, threads: int) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the most megabytes that this process had in memory. Linux counts in KiB, macOS in bytes."""
+    """Return the most megabytes that this process had in memory.
+
+    Linux's ``ru_maxrss`` begins with what the parent had when it started the process, so it is not asked.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024 / 1e6
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
