@@ -203,22 +203,25 @@ class TestClient:
         async def run():
             async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
                 sending = asyncio.create_task(send_all(client))
-                texts, count, notices = [], 0, []
+                texts, count, broken, notices = [], 0, 0, []
                 async for event in client:
                     count += isinstance(event, PartialText)
                     if isinstance(event, FinalText):
                         texts.append(event.text)
                     if isinstance(event, Notice):
                         notices.append(event.kind)
-                    if isinstance(event, PartialText) and count in (3, 20, 40):
+                    # How many partial texts come depends on the machine: a slow one leaves some out.
+                    if isinstance(event, PartialText) and count in (3, 8, 20):
+                        broken += 1
                         for connection in list(server._admitted):
                             connection.transport.abort()
                 await sending
-                return texts, notices
+                return texts, broken, notices
 
-        texts, notices = asyncio.run(run())
+        texts, broken, notices = asyncio.run(run())
         assert texts == say(AUDIO)
-        assert notices == ["connection", "connection"] * 3
+        assert broken > 1
+        assert notices == ["connection", "connection"] * broken
 
     def test_a_server_that_is_restarted(self, serving, say):
         """The new server knows nothing: it gets the audio again from where the last segment ended."""
