@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def choose(arguments: argparse.Namespace) -> list[Cut]:
     """Return utterances of so many hours, by recording and start, from all over the manifest."""
-    cuts = sort_cuts(islice(read_cuts(arguments.manifest), arguments.limit))
+    cuts = sort_cuts(islice(read_cuts(arguments.manifest.resolve()), arguments.limit))
     total = sum(cut.duration + arguments.gap for cut in cuts)
     step = arguments.hours * 3600 / total
     kept = np.floor(min(step, 1.0) * np.arange(len(cuts) + 1))

@@ -46,10 +46,12 @@ def stage_with(chunk: int = 4, trains: str = "all", **loss: float | str) -> Stag
 
 def encode(model: Transducer, batch: Batch, chunk: int = 4) -> Tensor:
     """What the model encodes in a stage of ``stage_with``; the draws are those of ``compute``."""
-    rng = np.random.default_rng(0)
-    rng.choice((chunk,)), rng.choice((8,))
-    start = int(rng.integers(len(model.encoder.positions)))
-    return model.encoder(batch.features, batch.frame_lengths, chunk, 8, start)
+    rng, encoded = np.random.default_rng(0), []
+    for features, lengths in zip(*(part.chunk(batch.views) for part in batch[:2]), strict=True):
+        rng.choice((chunk,)), rng.choice((8,))
+        start = int(rng.integers(len(model.encoder.positions)))
+        encoded.append(model.encoder(features, lengths, chunk, 8, start))
+    return torch.cat(encoded)
 
 
 def gradients(model: Transducer, loss: Tensor) -> dict[str, Tensor]:

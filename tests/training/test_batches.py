@@ -209,6 +209,23 @@ def test_a_batch_depends_on_its_place_alone(
     assert not same(other[0], in_order[0])
 
 
+def test_views_differ_in_all_but_the_voice(
+    corpus: ToneCorpus, utterances: list[Utterance], data: DataConfig
+) -> None:
+    single = PassDataset(utterances, FeatureStore(corpus.noise), data, LIVELY, (1, 2))
+    double = PassDataset(utterances, FeatureStore(corpus.noise), data, LIVELY, (1, 2), views=2)
+    assert max(map(len, double.plan)) <= max(map(len, single.plan)) / 2
+    batch, count = double[0], len(double.plan[0])
+    assert batch.views == 2 and len(batch.features) == 2 * count
+    assert batch.texts[:count] == batch.texts[count:]
+    for part in batch[1:4]:
+        assert torch.equal(part[:count], part[count:])
+    assert all(not torch.equal(batch.features[i], batch.features[count + i]) for i in range(count))
+    plain = PassDataset(utterances, None, data, AugmentConfig(speed=0.1, warp=0.1), (1, 2), views=2)[0]
+    assert torch.equal(*plain.features.chunk(2))
+    assert plain.to(torch.device("cpu")).views == 2
+
+
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_processes_give_the_same_batches(lively_pass: PassDataset, start_method: str) -> None:
     loader = DataLoader(

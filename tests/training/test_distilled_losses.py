@@ -247,6 +247,39 @@ def test_ctc_posteriors_of_its_own_full_context() -> None:
     assert "self_ctc" not in compute(model, batch, stage_with(chunk=0, self_ctc=1.0, ctc=1.0))
 
 
+def two_views() -> Batch:
+    batch = make_batch()
+    other = torch.randn(batch.features.shape, generator=torch.Generator().manual_seed(8))
+    twice = [torch.cat((part, part)) for part in batch[1:4]]
+    return Batch(torch.cat((batch.features, other)), *twice, batch.texts * 2, views=2)
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_two_views_learn_from_each_other(chunk: int) -> None:
+    model, batch = make_model(), two_views()
+    encoded = encode(model, batch, chunk)
+    views, total = model.ctc(encoded).softmax(2).chunk(2), torch.zeros(())
+    for own, fixed in [views, reversed(views)]:
+        for i, length in enumerate(LENGTHS):
+            p, q = fixed[i, :length].detach(), own[i, :length]
+            total = total + (p * (p / q).log()).sum()
+    losses = compute(model, batch, stage_with(chunk, consistency=0.5, ctc=0.5))
+    torch.testing.assert_close(losses["consistency"], total / 14)
+    log_probs = model.ctc(encoded).log_softmax(2).transpose(0, 1)
+    ctc = functional.ctc_loss(log_probs, *batch[2:3], *batch[1:4:2], reduction="sum")
+    torch.testing.assert_close(losses["ctc"], ctc / 14)
+    expected = gradients(model, (total + ctc) / 28)
+    found = gradients(model, compute(model, batch, stage_with(chunk, consistency=0.5, ctc=0.5))["loss"])
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
+
+
+def test_consistency_needs_two_views() -> None:
+    with pytest.raises(ConfigError, match="two views"):
+        compute(make_model(), make_batch(), stage_with(consistency=1.0))
+
+
 @pytest.mark.parametrize("shift", [0, 2])
 def test_joiner_posteriors_of_its_own_full_context(shift: int) -> None:
     model, batch = make_model(), make_batch()

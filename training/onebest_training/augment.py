@@ -28,11 +28,22 @@ def augment(
         noise: frames [any, 80] of a background sound, used when the draw says so.
         rng: decides everything.
     """
-    features = (
-        change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0)) if config.speed else features
-    )
+    return disturb(change_voice(features, config, rng), config, noise, rng)
+
+
+def change_voice(features: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:
+    """Return features [F, 80] of a faster or slower, higher or lower voice: how long it speaks changes."""
+    if config.speed:
+        features = change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0))
     if config.warp:
         features = warp_frequency(features, 1.0 + config.warp * rng.uniform(-1.0, 1.0))
+    return features
+
+
+def disturb(
+    features: FloatArray, config: AugmentConfig, noise: FloatArray | None, rng: np.random.Generator
+) -> FloatArray:
+    """Return features [F, 80] at another level, with noise, over a telephone, masked; their length stays."""
     if config.volume:
         features = np.maximum(
             features + np.float32(config.volume * rng.uniform(-1.0, 1.0)), np.float32(SILENCE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 from onebest.cuts import Cut
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
-from onebest_training.augment import augment
+from onebest_training.augment import change_voice, disturb
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.distillation import TargetBatch, collate_paths
 from onebest_training.encoder import FRAMES_PER_SECOND
@@ -51,6 +52,7 @@ class Batch(NamedTuple):
         texts: the normalised references.
         targets: a teacher's paths; None where no source of the run has any.
         teacher: what a teacher reads instead of the features; None where the sources have none.
+        views: how often it has each utterance: B / views of them, and then the same ones again.
     """
 
     features: Tensor
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
     texts: list[str]
     targets: TargetBatch | None = None
     teacher: TeacherInput | None = None
+    views: int = 1
 
     @property
     def seconds(self) -> float:
@@ -71,7 +74,7 @@ class Batch(NamedTuple):
         features, frame_lengths, labels, label_lengths = (part.to(device) for part in self[:4])
         targets = None if self.targets is None else self.targets.to(device)
         teacher = self.teacher and TeacherInput(*(part.to(device) for part in self.teacher))
-        return Batch(features, frame_lengths, labels, label_lengths, self.texts, targets, teacher)
+        return Batch(features, frame_lengths, labels, label_lengths, self.texts, targets, teacher, self.views)
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,14 @@ def _paths(utterance: Utterance) -> list[TeacherPath]:
 class PassDataset(Dataset[Batch]):
     """The batches of one pass, by index; the run's seed and the pass's number decide everything.
 
+    Args:
+        utterances: to choose from.
+        noise: background sounds, or None.
+        config: sizes of batches.
+        augmentation: what happens to each view of an utterance; its voice is the same in all.
+        seed_and_number: the run's seed, and which pass it is.
+        views: how often a batch has each utterance.
+
     Raises:
         ConfigError: the augmentation changes speed although there are targets, or a store does not hold
             log-mel features.
@@ -265,7 +276,9 @@ class PassDataset(Dataset[Batch]):
         config: DataConfig,
         augmentation: AugmentConfig,
         seed_and_number: tuple[int, int],
+        views: int = 1,
     ):
+        self._views = views
         self._utterances, self._noise, self._augmentation = utterances, noise, augmentation
         self._tail_frames, self._seed = config.tail_frames, seed_and_number
         self._with_targets = any(source.targets for source in config.train)
@@ -275,7 +288,7 @@ class PassDataset(Dataset[Batch]):
             )
         if augmentation != AugmentConfig() and any(u.store.layout != LOG_MEL for u in utterances):
             raise ConfigError("augmentation works on log-mel features only. Leave it out for a teacher.")
-        self.plan = plan_pass(utterances, config.batch_seconds, *seed_and_number)
+        self.plan = plan_pass(utterances, config.batch_seconds / views, *seed_and_number)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -284,15 +297,20 @@ class PassDataset(Dataset[Batch]):
         """Return batch ``index``; its augmentation depends on the seed, the pass and the index alone."""
         rng = np.random.default_rng((*self._seed, index))
         utterances = [self._utterances[number] for number in self.plan[index]]
-        features = [self._read(utterance, rng) for utterance in utterances]
+        views = list(zip(*(self._read(utterance, rng) for utterance in utterances), strict=True))
         tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(utterances))]
-        return pad_batch(features, tails, utterances, self._with_targets)
+        batch = pad_batch(
+            list(chain(*views)), tails * self._views, utterances * self._views, self._with_targets
+        )
+        return batch._replace(views=self._views)
 
-    def _read(self, utterance: Utterance, rng: np.random.Generator) -> FloatArray:
+    def _read(self, utterance: Utterance, rng: np.random.Generator) -> list[FloatArray]:
+        """Return the views of an utterance."""
         features = utterance.store.read(utterance.cut)
         if utterance.store.layout != LOG_MEL:
-            return features
-        return augment(features, self._augmentation, self._draw_noise(rng), rng)
+            return [features] * self._views
+        features = change_voice(features, self._augmentation, rng)
+        return [disturb(features, self._augmentation, self._draw_noise(rng), rng) for _ in range(self._views)]
 
     def _draw_noise(self, rng: np.random.Generator) -> FloatArray | None:
         if self._noise is None or not self._augmentation.noise_probability:

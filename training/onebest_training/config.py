@@ -16,7 +16,17 @@ TRAINS = ("all", "heads", "new")
 BANDS = ("ctc", "path")
 #: All losses of a stage, and those that are zero at full context.
 SELF_LOSSES = ("self_distillation", "self_ctc", "self_joiner")
-LOSSES = ("ctc", "transducer", *SELF_LOSSES, "path", "collapsed", "lattice", "sequence", "embedding")
+LOSSES = (
+    "ctc",
+    "transducer",
+    "consistency",
+    *SELF_LOSSES,
+    "path",
+    "collapsed",
+    "lattice",
+    "sequence",
+    "embedding",
+)
 #: Those that look at the sound alone.
 LOSSES_WITHOUT_LABELS = ("self_distillation", "self_ctc", "embedding")
 
@@ -220,6 +230,8 @@ class LossConfig:
     Attributes:
         ctc: the CTC head's loss a label.
         transducer: the transducer loss a label.
+        consistency: divergence of the CTC head on two views of each utterance, each augmented and cut into
+            chunks in its own way; batches then hold half as many utterances.
         band: nodes a frame on which the lattice is evaluated, around a path, at least 2; 0 takes the whole
             lattice.
         fastemit: FastEmit's scale of label gradients (arXiv 2010.11148).
@@ -244,6 +256,7 @@ class LossConfig:
 
     ctc: float = 1.0
     transducer: float = 0.0
+    consistency: float = 0.0
     band: int = 5
     fastemit: float = 0.0
     delay_penalty: float = 0.0
@@ -272,8 +285,15 @@ class LossConfig:
         require(min(self.shift, self.embedding_delay) >= 0, "shift and embedding_delay of 0 or more")
         require(min(self.window, self.hypotheses) > 0, "window and hypotheses above 0")
         require(self.temperature > 0, "a temperature above 0")
+        one_view = any(getattr(self, name) for name in SELF_LOSSES) or self.shift > 0
+        require(not (self.consistency and one_view), "no consistency beside self-distillation or a shift")
         by_teacher = self.collapsed or self.lattice
         require(bool(self.teacher) or not by_teacher, "a teacher for collapsed and lattice")
+
+    @property
+    def views(self) -> int:
+        """How often a batch has each utterance."""
+        return 2 if self.consistency else 1
 
     @property
     def needs_labels(self) -> bool:

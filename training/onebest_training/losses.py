@@ -49,16 +49,17 @@ def compute_losses(
         model: in training mode.
         batch: on the model's device.
         stage: chooses chunk sizes, losses and their weights.
-        rng: draws chunk size, left context and start position.
+        rng: draws chunk size, left context and start position, for each view of the utterances its own.
         teacher: the one that ``stage.loss`` names, on the model's device.
 
     Raises:
         ConfigError: a loss needs targets or a teacher, and there are none.
     """
-    chunk, left = int(rng.choice(stage.chunk_frames)), int(rng.choice(stage.left_frames))
-    start = int(rng.integers(len(model.encoder.positions)))
+    draws = [_draw(model, stage, rng) for _ in range(batch.views)]
+    views = zip(batch.features.chunk(batch.views), batch.frame_lengths.chunk(batch.views), draws, strict=True)
     with torch.set_grad_enabled(stage.trains != "heads"):
-        encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left, start)
+        encoded = torch.cat([model.encoder(features, lengths, *draw) for features, lengths, draw in views])
+    chunk, _, start = draws[0]
     outputs = Outputs(model, batch, stage.loss, teacher, chunk, start, encoded)
     wanted = [name for name in LOSSES if getattr(stage.loss, name) and (chunk or name not in SELF_LOSSES)]
     losses = {name: _LOSSES[name](outputs) for name in wanted}
@@ -87,6 +88,16 @@ def transducer_loss_of(outputs: Outputs) -> Tensor:
     config = outputs.config
     losses = _sequence_losses(outputs.nodes, outputs.planes, config.fastemit, config.delay_penalty)
     return _weighted(losses, outputs.references) / outputs.label_count
+
+
+def consistency_loss(outputs: Outputs) -> Tensor:
+    """Return the divergence of the CTC head on each view from that on the other (arXiv 2410.05101)."""
+    log_probs, views = outputs.ctc_log_probs, outputs.batch.views
+    if views != 2:
+        raise ConfigError("loss.consistency needs batches with two views of each utterance.")
+    other = log_probs.detach().roll(len(log_probs) // views, 0)
+    divergence = (other.exp() * (other - log_probs)).sum(2)
+    return divergence.where(_valid_frames(outputs), 0.0).sum() / outputs.label_count
 
 
 def self_distillation_loss(outputs: Outputs) -> Tensor:
@@ -201,6 +212,7 @@ def embedding_loss(outputs: Outputs) -> Tensor:
 _LOSSES: dict[str, Callable[[Outputs], Tensor]] = {
     "ctc": ctc_loss,
     "transducer": transducer_loss_of,
+    "consistency": consistency_loss,
     "self_distillation": self_distillation_loss,
     "self_ctc": self_ctc_loss,
     "self_joiner": self_joiner_loss,
@@ -210,6 +222,12 @@ _LOSSES: dict[str, Callable[[Outputs], Tensor]] = {
     "sequence": sequence_loss,
     "embedding": embedding_loss,
 }
+
+
+def _draw(model: Transducer, stage: StageConfig, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Return frames a chunk, frames of left context and the position of the first frame."""
+    chunk, left = int(rng.choice(stage.chunk_frames)), int(rng.choice(stage.left_frames))
+    return chunk, left, int(rng.integers(len(model.encoder.positions)))
 
 
 def _sequence_losses(

@@ -187,7 +187,12 @@ class Trainer:
         left = (stage.steps - self.position.stage_step) * self.config.accumulation
         while left > turn:
             dataset = PassDataset(
-                self.utterances, self.noise, data, stage.augment, (self.config.seed, number)
+                self.utterances,
+                self.noise,
+                data,
+                stage.augment,
+                (self.config.seed, number),
+                stage.loss.views,
             )
             order = range(first, len(dataset))[: left - turn]
             is_own = [(turn + index) % size == self.processes.rank for index in range(len(order))]
