@@ -20,19 +20,19 @@ import numpy as np
 from measuring import Results, make_parser, print_result, read_speech
 
 from onebest import Recognizer
+from onebest.commands.evaluate import FULL_CONTEXT_MS
+from onebest.delay import TimedToken, matched_delays
 from onebest.layout import SUBSAMPLING
 from onebest.results import FRAME_MS, FRAME_SECONDS, Token
-from onebest_training.delay import TimedToken, matched_delays
-from onebest_training.targets import TargetStore
+from onebest.targets import TargetStore
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280}
-OFFLINE_MS = 40_000
 
 
 def main() -> None:
     arguments = parse_arguments()
     recognizers = {name: Recognizer(arguments.model, chunk_ms=ms) for name, ms in CHUNKS_MS.items()}
-    offline = Recognizer(arguments.model, chunk_ms=OFFLINE_MS)
+    offline = Recognizer(arguments.model, chunk_ms=FULL_CONTEXT_MS)
     ids = {offline.bundle.vocabulary.spell(token): token for token in range(len(offline.bundle.vocabulary))}
     targets = TargetStore(arguments.targets) if arguments.targets else None
     emitted: dict[str, list[int]] = defaultdict(list)
@@ -41,9 +41,7 @@ def main() -> None:
         if targets is None:
             reference = timed(offline.transcribe(samples).tokens, ids)
         elif cut.id in targets:
-            path = targets.paths(cut.id)[0]
-            nodes = zip(path.tokens.tolist(), path.frames.tolist(), strict=True)
-            reference = [TimedToken(token, frame) for token, frame in nodes if token]
+            reference = targets.paths(cut.id)[0].emissions
         else:
             continue
         for name, recognizer in recognizers.items():

@@ -59,6 +59,7 @@ def evaluate(
             chunk_ms,
             "--jobs",
             jobs,
+            "--no-delay",
             "--json",
             out,
         ]

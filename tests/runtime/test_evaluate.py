@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, Recording, SupervisionSegment
@@ -9,9 +10,26 @@ from tiny_model import make_audio
 from onebest.cli import main
 from onebest.commands.evaluate import Decoded, format_table, score_corpora
 from onebest.cuts import load_cuts, read_cuts, sort_cuts
-from onebest.errors import DataError
+from onebest.delay import TimedToken, matched_delays
+from onebest.errors import DataError, ModelError
+from onebest.recognizer import Recognizer
+from onebest.targets import Description, make_path, shard_path
+from onebest_training.targets import write_description, write_shard
 
 SECONDS = 4.0
+
+
+def path_of(tokens):
+    """The path of a sequence of blanks and labels, of which one class is kept at each node."""
+    tokens = np.array(tokens, np.int32)
+    certain, nothing = np.zeros((len(tokens), 1), np.float16), np.full(len(tokens), -np.inf, np.float16)
+    return make_path(tokens, tokens[:, None], certain, nothing, 0.0)
+
+
+def write_targets(folder, paths, vocabulary_size):
+    write_description(Description("a teacher", "its tokens", vocabulary_size, {}, "cuts", 1), folder)
+    write_shard(shard_path(folder, 0), paths, {})
+    return folder
 
 
 def make_recording(folder, name, seed):
@@ -70,6 +88,69 @@ def test_processes_find_the_same(evaluate):
         return [{key: value for key, value in cut.items() if key != "seconds"} for cut in content["cuts"]]
 
     assert without_time(evaluate("--jobs", "2")[1]) == without_time(evaluate()[1])
+
+
+def test_a_token_is_due_when_the_model_has_it_at_full_context(evaluate, recognizer, manifest):
+    lines, content = evaluate("--chunk-ms", "320")
+    assert content["due"] == "full context"
+    early, whole = (Recognizer(recognizer.bundle, chunk_ms=ms) for ms in (320, 40_000))
+    delays = []
+    for cut, samples in load_cuts(sort_cuts(read_cuts(manifest))):
+        due, found = (
+            [TimedToken(hash(t.token), round(t.start / 0.04)) for t in each.transcribe(samples).tokens]
+            for each in (whole, early)
+        )
+        delays += matched_delays(due, found)
+    assert delays == [delay for cut in content["cuts"] for delay in cut["delays"]]
+    assert content["scores"]["overall"]["emission_delay_ms"]["mean"] == pytest.approx(40 * np.mean(delays))
+    assert lines[0].split()[-3:] == ["delay", "p50", "p90"]
+    _, content = evaluate("--chunk-ms", "40000")
+    assert content["scores"]["overall"]["emission_delay_ms"] == {"mean": 0, "p50": 0, "p90": 0}
+
+
+def test_a_token_is_due_when_a_teacher_has_it(evaluate, recognizer, manifest, tmp_path):
+    """The teacher's tokens are the model's own, three frames earlier; of one cut nothing is known."""
+    ids = {recognizer.bundle.vocabulary.spell(i): i for i in range(len(recognizer.bundle.vocabulary))}
+    paths, count = {}, 0
+    for cut, samples in list(load_cuts(sort_cuts(read_cuts(manifest))))[1:]:
+        tokens, frame = [], 0
+        for token in recognizer.transcribe(samples).tokens:
+            at = max(0, round(token.start / 0.04) - 3)
+            tokens += [0] * (at - frame) + [ids[token.token]]
+            frame, count = at, count + (at > 0)
+        paths[cut.id] = [path_of([*tokens, 0])]
+    targets = write_targets(tmp_path / "targets", paths, len(ids))
+    _, content = evaluate("--targets", str(targets))
+    assert content["due"] == "targets"
+    assert count > 4
+    assert content["cuts"][0]["delays"] == []
+    assert [d for cut in content["cuts"] for d in cut["delays"]].count(3) >= count
+    assert content["scores"]["overall"]["emission_delay_ms"]["p50"] == 120
+
+
+def test_targets_of_another_vocabulary_are_refused(tiny_folder, manifest, tmp_path, capsys):
+    targets = write_targets(tmp_path / "targets", {}, 7)
+    words = ["evaluate", str(manifest), "--model", str(tiny_folder), "--targets"]
+    assert main([*words, str(targets)]) == 1
+    assert "made with 7 tokens, the model has" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "none")]) == 1
+    assert "no description of targets" in capsys.readouterr().err
+
+
+def test_without_delay_there_is_none(evaluate, monkeypatch):
+    lines, content = evaluate("--no-delay")
+    assert content["due"] is None
+    assert content["scores"]["overall"]["emission_delay_ms"] is None
+    assert "delay" not in lines[0]
+    make = Recognizer.__init__
+
+    def fixed(self, model=None, *, chunk_ms=None):
+        if chunk_ms == 40_000:
+            raise ModelError("this graph has its chunk fixed")
+        make(self, model, chunk_ms=chunk_ms)
+
+    monkeypatch.setattr(Recognizer, "__init__", fixed)
+    assert evaluate()[1]["due"] is None
 
 
 def test_limit_and_latency(evaluate):

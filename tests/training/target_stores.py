@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tone_corpus import PIECES, ToneCorpus
 
-from onebest_training.targets import Description, TeacherPath, shard_path, write_shard
+from onebest_training.targets import Description, TeacherPath, shard_path, write_description, write_shard
 from onebest_training.vocabulary import TextEncoder
 
 
 def write_targets(folder: Path, corpus: ToneCorpus, paths: dict[str, list[TeacherPath]]) -> Path:
     """Write a store with the paths of each cut, in one shard."""
     tokens = TextEncoder(corpus.tokens.read_bytes())
-    Description("made up", tokens.digest, PIECES, {}, "some", 1).write(folder)
+    write_description(Description("made up", tokens.digest, PIECES, {}, "some", 1), folder)
     write_shard(shard_path(folder, 0), paths, {})
     return folder

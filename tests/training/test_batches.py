@@ -29,7 +29,7 @@ from onebest_training.batches import (
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import FeatureStore
-from onebest_training.targets import Description, TargetStore, shard_path, write_shard
+from onebest_training.targets import Description, TargetStore, shard_path, write_description, write_shard
 from onebest_training.vocabulary import TextEncoder
 
 LIVELY = AugmentConfig(0.5, 0.5, (5.0, 20.0), 0.1, 0.2, 1, 8, 1.0, 6)
@@ -216,7 +216,8 @@ def test_views_differ_in_all_but_the_voice(
     double = PassDataset(utterances, FeatureStore(corpus.noise), data, LIVELY, (1, 2), views=2)
     assert max(map(len, double.plan)) <= max(map(len, single.plan)) / 2
     batch, count = double[0], len(double.plan[0])
-    assert batch.views == 2 and len(batch.features) == 2 * count
+    assert batch.views == 2
+    assert len(batch.features) == 2 * count
     assert batch.texts[:count] == batch.texts[count:]
     for part in batch[1:4]:
         assert torch.equal(part[:count], part[count:])
@@ -262,7 +263,7 @@ def targets(corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path) -> Path:
     """Targets of the first half of the store's cuts: the label 5, as often as the cut's number says."""
     folder = tmp_path / "targets"
     cuts = FeatureStore(corpus.store).cuts[:24]
-    Description("teacher", tokens.digest, len(tokens), {}, "cuts", 1).write(folder)
+    write_description(Description("teacher", tokens.digest, len(tokens), {}, "cuts", 1), folder)
     paths = {cut.id: [random_path([5] * (1 + i % 3), 9, 16)] for i, cut in enumerate(cuts)}
     write_shard(shard_path(folder, 0), paths, {})
     return folder

@@ -20,6 +20,7 @@ from onebest_training.targets import (
     TeacherPath,
     make_path,
     shard_path,
+    write_description,
     write_shard,
 )
 from onebest_training.vocabulary import TextEncoder
@@ -46,7 +47,7 @@ def describe(**changes: Any) -> Description:
 def store(tmp_path: Path) -> Path:
     """Two shards: two hypotheses of "a", one of "b", one of "c"; "d" was left out."""
     folder = tmp_path / "store"
-    describe().write(folder)
+    write_description(describe(), folder)
     hypotheses = [random_path([4, 5], 6, 10, seed=seed, score=-float(seed)) for seed in (1, 2)]
     write_shard(shard_path(folder, 0), {"a": hypotheses, "b": [random_path([], 1, 10)]}, {})
     write_shard(shard_path(folder, 1), {"c": [random_path([7], 3, 10, kept=2, seed=3)]}, {"d": "no text"})
@@ -156,9 +157,9 @@ def test_an_unfinished_store_is_refused(store: Path) -> None:
 
 
 def test_a_store_goes_on_only_as_it_was_begun(store: Path) -> None:
-    describe().write(store)
+    write_description(describe(), store)
     with pytest.raises(DataError, match="begun with other teacher, settings"):
-        describe(teacher="another", settings={"kept": 4}).write(store)
+        write_description(describe(teacher="another", settings={"kept": 4}), store)
 
 
 def test_a_folder_without_description_is_no_store(tmp_path: Path) -> None:

@@ -1,65 +1,23 @@
-"""Emission delay: how much later a student brings out its tokens than a teacher's path, or its own, has them.
+"""When the tokens of an utterance are due: in a teacher's path, or in the model's own at full context.
 
 Axis legend: B batch, T encoder frames (40 ms), U labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
 import torch
 
+from onebest.delay import DelaySummary, TimedToken, matched_delays, summarize
+from onebest.results import FRAME_MS
 from onebest_training.band import banded_planes, ctc_viterbi
 from onebest_training.batches import Batch
 from onebest_training.lattice import viterbi
 from onebest_training.references import LatticeNodes, References, references_of, target_emissions
 from onebest_training.transducer import Transducer
 
-FRAME_MS = 40
+__all__ = ["FRAME_MS", "DelaySummary", "TimedToken", "matched_delays", "reference_tokens", "summarize"]
 #: Nodes a frame in which a model's own path is sought, around that of its CTC head.
 PATH_BAND = 16
-
-
-class TimedToken(NamedTuple):
-    """A token and the encoder frame that emits it."""
-
-    token: int
-    frame: int
-
-
-class DelaySummary(NamedTuple):
-    """Emission delay over many tokens, in milliseconds."""
-
-    mean_ms: float
-    p50_ms: float
-    p90_ms: float
-
-
-def matched_delays(reference: Sequence[TimedToken], hypothesis: Sequence[TimedToken]) -> list[int]:
-    """Return by how many frames each token of the hypothesis is later than in the reference.
-
-    Tokens are matched by edit distance; what is inserted, deleted or substituted has no delay.
-    """
-    from kaldialign import align
-
-    none, delays = -1, []
-    timed, found = iter(reference), iter(hypothesis)
-    for expected, came in align([t.token for t in reference], [t.token for t in hypothesis], none):
-        due = next(timed).frame if expected != none else 0
-        at = next(found).frame if came != none else 0
-        if expected == came:
-            delays.append(at - due)
-    return delays
-
-
-def summarize(delays: Sequence[int]) -> DelaySummary | None:
-    """Return mean, median and 90th percentile of delays in frames; None if there are none."""
-    if not delays:
-        return None
-    times = FRAME_MS * np.array(delays)
-    return DelaySummary(float(times.mean()), float(np.median(times)), float(np.percentile(times, 90)))
 
 
 @torch.no_grad()

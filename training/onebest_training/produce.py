@@ -24,7 +24,14 @@ from onebest_training.encoder import FRAMES_PER_SECOND
 from onebest_training.features import FeatureStore
 from onebest_training.speech import UNREADABLE, cut_text, in_order, load_usable, log_left_out, needs_extra
 from onebest_training.strict import require
-from onebest_training.targets import Description, TargetStore, TeacherPath, shard_path, write_shard
+from onebest_training.targets import (
+    Description,
+    TargetStore,
+    TeacherPath,
+    shard_path,
+    write_description,
+    write_shard,
+)
 from onebest_training.teacher import TargetOptions, Teacher
 
 log = logging.getLogger(__name__)
@@ -235,7 +242,8 @@ def produce(
     """
     maker = ShardMaker(production, folder) if not actors else None
     shards = production.shards()
-    production.describe(maker.teacher if maker else production.open_teacher(), shards).write(folder)
+    description = production.describe(maker.teacher if maker else production.open_teacher(), shards)
+    write_description(description, folder)
     seconds = [sum(cut.duration for cut in shard) for shard in shards]
     todo = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
     done = sum(seconds) - sum(seconds[number] for number in todo)

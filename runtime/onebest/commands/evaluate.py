@@ -1,8 +1,9 @@
-"""``onebest evaluate``: a lhotse cut manifest -> the word error rate of each corpus in it."""
+"""``onebest evaluate``: a lhotse cut manifest -> word error rate and emission delay of each corpus in it."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import sys
@@ -10,24 +11,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
 
 from onebest.cli import Command
 from onebest.commands.transcribe import add_model_arguments
-from onebest.cuts import Cut, load_cuts, read_cuts, sort_cuts
-from onebest.errors import DataError
+from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts
+from onebest.delay import TimedToken, matched_delays, summarize
+from onebest.errors import ConfigError, DataError, ModelError
 from onebest.normalize import normalize_text
 from onebest.recognizer import Recognizer
+from onebest.results import FRAME_MS, Result
+from onebest.targets import TargetStore
 from onebest.terminal import LiveLine
 
 OVERALL = "overall"
+#: A chunk that holds any utterance whole; of longer audio the best there is.
+FULL_CONTEXT_MS = 40_000
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One cut: what was said, what was recognised (both normalised), and how long that took."""
+    """One cut: what was said, what was recognised (both normalised), and how long that took.
+
+    ``delays`` has for each token recognised right how many encoder frames later it came than it was due.
+    """
 
     id: str
     corpus: str
@@ -35,6 +43,7 @@ class Decoded:
     hypothesis: str
     duration: float
     seconds: float
+    delays: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Score:
     Attributes:
         wer: (insertions + deletions + substitutions) / words, in percent.
         real_time_factor: seconds of decoding for a second of audio.
+        emission_delay_ms: mean, p50 and p90 over the tokens; None where it was not measured.
     """
 
     cuts: int
@@ -54,6 +64,7 @@ class Score:
     substitutions: int
     wer: float
     real_time_factor: float
+    emission_delay_ms: dict[str, float] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores and every transcript here")
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N cuts only")
     parser.add_argument("--jobs", type=int, default=1, help="processes of a thread each (default: 1)")
+    due = parser.add_mutually_exclusive_group()
+    due.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FOLDER",
+        help="when tokens are due: in a teacher's paths, from onebest targets (default: when the model "
+        "itself has them at full context)",
+    )
+    due.add_argument("--no-delay", action="store_true", help="spare the pass at full context")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,11 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
     cuts = sort_cuts(islice(read_cuts(arguments.manifest), arguments.limit))
     if not cuts:
         raise DataError(f"{arguments.manifest}: no cut in it. Expected at least one with audio and text.")
-    recognizer = partial(Recognizer, arguments.model, chunk_ms=arguments.chunk_ms)
-    model = recognizer().bundle.name
+    make = partial(Decoder, arguments.model, arguments.chunk_ms, not arguments.no_delay, arguments.targets)
+    decoder = make()
     decoded: list[Decoded] = []
     with LiveLine(sys.stderr) as line:
-        for result in _decode_all(cuts, recognizer, arguments.jobs):
+        for result in _decode_all(cuts, decoder if arguments.jobs == 1 else make, arguments.jobs):
             decoded.append(result)
             line.show(f"{len(decoded)} of {len(cuts)} cuts", len(decoded) / len(cuts))
     scores = score_corpora(decoded)
@@ -82,8 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         content = {
             "manifest": str(arguments.manifest),
-            "model": model,
+            "model": decoder.recognizer.bundle.name,
             "chunk_ms": arguments.chunk_ms,
+            "due": decoder.due_by,
             "scores": {corpus: asdict(score) for corpus, score in scores.items()},
             "cuts": [asdict(cut) for cut in decoded],
         }
@@ -105,6 +126,7 @@ def _score(decoded: list[Decoded]) -> Score:
     words = sum(len(cut.reference.split()) for cut in decoded)
     counts = {kind: int(sum(distance[kind] for distance in distances)) for kind in ("ins", "del", "sub")}
     audio, spent = sum(cut.duration for cut in decoded), sum(cut.seconds for cut in decoded)
+    delay = summarize(list(chain(*(cut.delays for cut in decoded))))
     return Score(
         cuts=len(decoded),
         hours=audio / 3600,
@@ -114,58 +136,126 @@ def _score(decoded: list[Decoded]) -> Score:
         substitutions=counts["sub"],
         wer=100 * sum(counts.values()) / max(words, 1),
         real_time_factor=spent / audio,
+        emission_delay_ms=delay and {"mean": delay.mean_ms, "p50": delay.p50_ms, "p90": delay.p90_ms},
     )
 
 
 def format_table(scores: dict[str, Score]) -> str:
-    """Return the scores as lines of text."""
+    """Return the scores as lines of text; the emission delay's mean, median and 90th percentile in ms."""
     width = max(len(name) for name in ("corpus", *scores))
+    has_delay = any(score.emission_delay_ms for score in scores.values())
     lines = [
         f"{'corpus':{width}}  {'cuts':>6}  {'hours':>6}  {'words':>7}  {'WER %':>6}"
         f"  {'ins':>5}  {'del':>5}  {'sub':>5}  {'RTF':>6}"
+        + (f"  {'delay':>6}  {'p50':>5}  {'p90':>5}" if has_delay else "")
     ]
     lines += [
         f"{name:{width}}  {score.cuts:6}  {score.hours:6.2f}  {score.words:7}  {score.wer:6.2f}"
         f"  {score.insertions:5}  {score.deletions:5}  {score.substitutions:5}  {score.real_time_factor:6.3f}"
+        + (_format_delay(score.emission_delay_ms) if has_delay else "")
         for name, score in scores.items()
     ]
     return "\n".join(lines)
 
 
-def _decode_all(cuts: list[Cut], recognizer: partial[Recognizer], jobs: int) -> Iterator[Decoded]:
+def _format_delay(delay: dict[str, float] | None) -> str:
+    if delay is None:
+        return f"  {'-':>6}  {'-':>5}  {'-':>5}"
+    return f"  {delay['mean']:6.0f}  {delay['p50']:5.0f}  {delay['p90']:5.0f}"
+
+
+class Decoder:
+    """Decodes cuts, and tells how late their tokens came; each process has one.
+
+    Args:
+        model: of the recognizer.
+        chunk_ms: of the recognizer.
+        measures_delay: whether to tell that, where the model allows it.
+        targets: folder with a teacher's paths, or None for the model's own tokens at full context.
+
+    Attributes:
+        recognizer: what is measured.
+        due_by: "targets", "full context", or None where no delay is measured.
+
+    Raises:
+        ConfigError: the targets are of another vocabulary.
+        DataError: the targets are damaged or unfinished.
+        ModelError: as ``Recognizer`` does.
+    """
+
+    def __init__(
+        self,
+        model: Path | None,
+        chunk_ms: int | None,
+        measures_delay: bool = False,
+        targets: Path | None = None,
+    ):
+        self.recognizer = Recognizer(model, chunk_ms=chunk_ms)
+        self.due_by: str | None = None
+        vocabulary = self.recognizer.bundle.vocabulary
+        self._ids = {vocabulary.spell(token): token for token in range(len(vocabulary))}
+        self._targets = self._whole = None
+        if targets:
+            self._targets, self.due_by = TargetStore(targets), "targets"
+            size = self._targets.description.vocabulary_size
+            if size != len(vocabulary):
+                raise ConfigError(
+                    f"{targets}: made with {size} tokens, the model has {len(vocabulary)}. Name targets of a "
+                    "teacher with the model's vocabulary."
+                )
+        elif measures_delay:
+            with contextlib.suppress(ModelError):  # one exported for a single chunk length
+                self._whole = Recognizer(self.recognizer.bundle, chunk_ms=FULL_CONTEXT_MS)
+                self.due_by = "full context"
+
+    def __call__(self, cuts: list[Cut]) -> Iterator[Decoded]:
+        """Give the cuts of one recording decoded."""
+        for cut, samples in load_cuts(cuts):
+            start = time.perf_counter()
+            result = self.recognizer.transcribe(samples)
+            hypothesis = result.text
+            seconds = time.perf_counter() - start
+            reference = " ".join(segment.text or "" for segment in cut.supervisions)
+            corpus = (cut.custom or {}).get("corpus", "unnamed")
+            reference, hypothesis = normalize_text(reference), normalize_text(hypothesis)
+            delays = matched_delays(self._due(cut, samples), self._timed(result)) if self.due_by else ()
+            yield Decoded(cut.id, corpus, reference, hypothesis, cut.duration, seconds, tuple(delays))
+
+    def _due(self, cut: Cut, samples: FloatArray) -> list[TimedToken]:
+        """Return when the tokens of a cut are due; none if nobody has said."""
+        if self._targets:
+            return self._targets.paths(cut.id)[0].emissions if cut.id in self._targets else []
+        return self._timed(self._whole.transcribe(samples)) if self._whole else []
+
+    def _timed(self, result: Result) -> list[TimedToken]:
+        return [
+            TimedToken(self._ids[token.token], round(1000 * token.start / FRAME_MS))
+            for token in result.tokens
+        ]
+
+
+def _decode_all(cuts: list[Cut], decoder: Decoder | partial[Decoder], jobs: int) -> Iterator[Decoded]:
     """Give every cut decoded, in order; the processes share the recordings out among them."""
     recordings = [list(group) for _, group in groupby(cuts, key=lambda cut: cut.recording.id)]
-    if jobs == 1:
-        made = recognizer()
+    if isinstance(decoder, Decoder):
         for group in recordings:
-            yield from _decode_recording(made, group)
+            yield from decoder(group)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, initializer=_start_worker, initargs=(recognizer,)) as pool:
+    with context.Pool(jobs, initializer=_start_worker, initargs=(decoder,)) as pool:
         for results in pool.imap(_decode_in_worker, recordings):
             yield from results
 
 
-_worker: dict[str, Any] = {}
+_worker: dict[str, Decoder] = {}
 
 
-def _start_worker(recognizer: partial[Recognizer]) -> None:
-    _worker["recognizer"] = recognizer()
+def _start_worker(make: partial[Decoder]) -> None:
+    _worker["decoder"] = make()
 
 
 def _decode_in_worker(cuts: list[Cut]) -> list[Decoded]:
-    return list(_decode_recording(_worker["recognizer"], cuts))
+    return list(_worker["decoder"](cuts))
 
 
-def _decode_recording(recognizer: Recognizer, cuts: list[Cut]) -> Iterator[Decoded]:
-    for cut, samples in load_cuts(cuts):
-        start = time.perf_counter()
-        hypothesis = recognizer.transcribe(samples).text
-        seconds = time.perf_counter() - start
-        reference = " ".join(segment.text or "" for segment in cut.supervisions)
-        corpus = (cut.custom or {}).get("corpus", "unnamed")
-        reference, hypothesis = normalize_text(reference), normalize_text(hypothesis)
-        yield Decoded(cut.id, corpus, reference, hypothesis, cut.duration, seconds)
-
-
-command = Command("measure the word error rate on a lhotse manifest", add_arguments, run)
+command = Command("measure word error rate and emission delay on a lhotse manifest", add_arguments, run)
