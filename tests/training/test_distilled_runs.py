@@ -44,7 +44,9 @@ def targets(corpus: ToneCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return write_targets(tmp_path_factory.mktemp("targets") / "store", corpus, paths)
 
 
-LOSS = LossConfig(0.3, 1.0, 4, path=1.0, sequence=0.1, shift=1, window=2, hypotheses=2, band_around="path")
+LOSS = LossConfig(
+    0.3, 1.0, band=4, path=1.0, sequence=0.1, shift=1, window=2, hypotheses=2, band_around="path"
+)
 
 
 def config_with(corpus: ToneCorpus, targets: Path, steps: int, **options: object) -> TrainConfig:

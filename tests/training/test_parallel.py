@@ -127,7 +127,9 @@ def test_accumulated_batches_are_one_large_batch(
     corpus: ToneCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each loss is a mean over the labels of all batches, not a mean of the batches' means."""
-    stage = make_stage("all", 4, chunk_frames=(0,), loss=LossConfig(1.0, 1.0, 3), augment=AugmentConfig())
+    stage = make_stage(
+        "all", 4, chunk_frames=(0,), loss=LossConfig(1.0, 1.0, band=3), augment=AugmentConfig()
+    )
     config = tiny_config(corpus, stage, accumulation=2, log_steps=1)
     encoder = replace(config.model.encoder, dropout=0.0, position_period=2)
     config = replace(config, model=replace(config.model, encoder=encoder))

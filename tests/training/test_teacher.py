@@ -26,7 +26,7 @@ from onebest_training.teacher import TargetOptions, Teacher, fuse, path_tokens
 from onebest_training.trainer import Trainer
 from onebest_training.vocabulary import TextEncoder
 
-PLAIN = LossConfig(0.5, 1.0, 0)
+PLAIN = LossConfig(0.5, 1.0, band=0)
 
 
 @pytest.fixture(scope="module")

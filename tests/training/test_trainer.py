@@ -65,7 +65,9 @@ def test_tensorboard_gets_the_same(unbroken: Path) -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_loss_falls(corpus: ToneCorpus, tmp_path: Path, bf16: bool) -> None:
-    stage = make_stage("all", 60, learning_rate=1e-2, loss=LossConfig(1.0, 1.0, 4), augment=AugmentConfig())
+    stage = make_stage(
+        "all", 60, learning_rate=1e-2, loss=LossConfig(1.0, 1.0, band=4), augment=AugmentConfig()
+    )
     Trainer(tiny_config(corpus, stage, log_steps=10, evaluate_steps=60, bf16=bf16), tmp_path).run()
     losses = [row["loss"] for row in read_log(tmp_path) if "loss" in row]
     assert losses[-1] < 0.6 * losses[0]
