@@ -1,24 +1,28 @@
-"""Greedy decoding of whole batches in torch, for error rate and emission delay on dev while training.
+"""Decoding of whole batches in torch, for error rate and emission delay on dev: greedy, or by beam search.
 
 Axis legend: B batch, T encoder frames, D encoder width, J joiner width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from onebest_training.batches import Batch, Utterance, pad_batch
+from onebest_training.beam import SearchOptions, beam_search
 from onebest_training.delay import TimedToken, matched_delays, reference_tokens
+from onebest_training.language_model import LanguageModel
 from onebest_training.transducer import BLANK, Transducer
 from onebest_training.vocabulary import TextEncoder
 
 #: Silence behind an utterance when it is measured, in 10 ms frames, like the runtime's.
 TAIL_FRAMES = 50
 _BATCH_SECONDS = 120.0
+#: Finds the tokens of each utterance in encoder output [B, T, D] of so many frames [B].
+Search = Callable[[Transducer, Tensor, Tensor], list[list[TimedToken]]]
 
 
 class ErrorCount(NamedTuple):
@@ -64,6 +68,18 @@ def transducer_greedy(model: Transducer, encoded: Tensor, lengths: Tensor) -> li
     return tokens
 
 
+def make_search(options: SearchOptions, language_model: LanguageModel | None = None) -> Search:
+    """Return the beam search that makes targets, of which the best hypothesis counts."""
+
+    def search(model: Transducer, encoded: Tensor, lengths: Tensor) -> list[list[TimedToken]]:
+        found = beam_search(model, model.projection(encoded), lengths, options, language_model)
+        return [
+            [TimedToken(*pair) for pair in zip(best.labels, best.frames, strict=True)] for best, *_ in found
+        ]
+
+    return search
+
+
 def dev_batches(utterances: list[Utterance]) -> list[Batch]:
     """Return utterances in batches of similar length, as they are, with the tail that the runtime adds."""
     ordered = sorted(utterances, key=lambda u: u.cut.duration)
@@ -79,7 +95,12 @@ def dev_batches(utterances: list[Utterance]) -> list[Batch]:
 
 @torch.inference_mode()
 def measure(
-    model: Transducer, batches: list[Batch], tokens: TextEncoder, chunks: Sequence[int], left: int
+    model: Transducer,
+    batches: list[Batch],
+    tokens: TextEncoder,
+    chunks: Sequence[int],
+    left: int,
+    search: Search = transducer_greedy,
 ) -> dict[int, Measured]:
     """Decode batches with each chunk size; count word errors and take emission delays.
 
@@ -92,7 +113,7 @@ def measure(
         due = reference_tokens(model, batch)
         for chunk, (errors, delays) in measured.items():
             encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left).float()
-            found = transducer_greedy(model, encoded, batch.frame_lengths)
+            found = search(model, encoded, batch.frame_lengths)
             by_ctc = ctc_greedy(model.ctc(encoded), batch.frame_lengths)
             labels = [[timed.token for timed in row] for row in found]
             counted = _count_errors(batch.texts, labels, by_ctc, tokens)

@@ -1,0 +1,148 @@
+"""``onebest evaluate-checkpoint``: error rate and emission delay by greedy search, by beam, with an LM."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onebest.cli import Command
+
+if TYPE_CHECKING:
+    from onebest.cuts import Cut
+    from onebest_training.batches import Batch
+    from onebest_training.config import EncoderConfig
+    from onebest_training.decode import Measured, Search
+    from onebest_training.vocabulary import TextEncoder
+
+FRAME_MS = 40
+_HEADING = f"{'corpus':16}  {'search':16}  {'words':>7}  {'WER %':>6}  {'delay':>6}  {'p50':>5}  {'p90':>5}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="lhotse cut manifest, a folder like LibriSpeech's, or a store from onebest prepare",
+    )
+    parser.add_argument("--beam", type=int, default=4, help="hypotheses kept in the search (default: 4)")
+    parser.add_argument("--language-model", type=Path, help="of the same tokens, from onebest train-lm")
+    parser.add_argument("--language-model-weight", type=float, default=0.3, help="(default: 0.3)")
+    parser.add_argument("--blank-penalty", type=float, default=0.0, help="as for onebest export")
+    parser.add_argument("--chunk-ms", type=int, default=640, help="0 for full context (default: 640)")
+    parser.add_argument("--left-ms", type=int, default=5120, help="left context (default: 5120)")
+    parser.add_argument("--targets", type=Path, help="a teacher's paths, for the delay, from onebest targets")
+    parser.add_argument("--limit", type=int, metavar="N", help="take the first N cuts of each corpus only")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here, too")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decode all cuts with each search, print a row for each corpus and search."""
+    import torch
+
+    from onebest_training.checkpoint import load_model
+    from onebest_training.decode import measure
+    from onebest_training.transducer import BLANK
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model, tokens, _ = load_model(arguments.checkpoint)
+    with torch.no_grad():
+        model.joiner.out.bias[BLANK] -= arguments.blank_penalty
+    searches = _searches(arguments, tokens)
+    chunk, left = arguments.chunk_ms // FRAME_MS, arguments.left_ms // FRAME_MS
+    corpora = _load(arguments, tokens, model.config.encoder)
+    rows: list[dict[str, Any]] = []
+    print(_HEADING)
+    for corpus, batches in corpora.items():
+        for name, search in searches.items():
+            measured = measure(model, batches, tokens, [chunk], left, search)[chunk]
+            rows.append({"corpus": corpus, "search": name, **_figures(measured)})
+            print(_format(rows[-1]), flush=True)
+    if arguments.json:
+        content = {"checkpoint": str(arguments.checkpoint), "chunk_ms": arguments.chunk_ms, "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def _searches(arguments: argparse.Namespace, tokens: TextEncoder) -> dict[str, Search]:
+    """Return greedy search, the beam, and with a language model the beam that it steers."""
+    from onebest_training.beam import SearchOptions
+    from onebest_training.decode import make_search, transducer_greedy
+    from onebest_training.language_model import load_language_model
+
+    beam = f"beam {arguments.beam}"
+    searches: dict[str, Search] = {
+        "greedy": transducer_greedy,
+        beam: make_search(SearchOptions(arguments.beam)),
+    }
+    if arguments.language_model:
+        options = SearchOptions(arguments.beam, arguments.language_model_weight)
+        language_model = load_language_model(arguments.language_model, tokens)
+        searches[f"{beam}, LM {options.language_model_weight:g}"] = make_search(options, language_model)
+    return searches
+
+
+def _load(
+    arguments: argparse.Namespace, tokens: TextEncoder, encoder: EncoderConfig
+) -> dict[str, list[Batch]]:
+    """Return the batches of each corpus; the features of a manifest are made here."""
+    from onebest.cuts import read_cuts
+    from onebest_training.batches import load_dev
+    from onebest_training.config import DataConfig, SourceConfig
+    from onebest_training.decode import dev_batches
+    from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = arguments.source
+        if not (store / "store.json").is_file():
+            store = Path(folder) / "store"
+            trains_along = encoder.pretrained and not encoder.frozen
+            front_end = SAMPLES if trains_along else encoder.pretrained
+            cuts = _first(list(read_cuts(arguments.source)), arguments.limit)
+            make_store(cuts, store, SampleAugmentation(), front_end=front_end)
+        FeatureStore(store).check_front_end(encoder)
+        targets = str(arguments.targets) if arguments.targets else ""
+        limit = arguments.limit or sys.maxsize
+        # Of a run's data only what it measures on counts here.
+        data = DataConfig((SourceConfig(""),), str(store), "", dev_targets=targets, dev_cuts=limit)
+        return {name: dev_batches(members) for name, members in load_dev(data, tokens).items()}
+
+
+def _first(cuts: list[Cut], limit: int | None) -> list[Cut]:
+    """Return the first cuts of each corpus, by name."""
+    corpora: dict[str, list[Cut]] = {}
+    for cut in sorted(cuts, key=lambda cut: str(cut.id)):
+        corpora.setdefault((cut.custom or {}).get("corpus", ""), []).append(cut)
+    return [cut for members in corpora.values() for cut in members[:limit]]
+
+
+def _figures(measured: Measured) -> dict[str, Any]:
+    from onebest_training.delay import summarize
+
+    errors, words = measured.errors.transducer_errors, measured.errors.words
+    delay = summarize(measured.delays)
+    return {
+        "words": words,
+        "errors": errors,
+        "wer": 100 * errors / max(words, 1),
+        "emission_delay_ms": delay and {"mean": delay.mean_ms, "p50": delay.p50_ms, "p90": delay.p90_ms},
+    }
+
+
+def _format(row: dict[str, Any]) -> str:
+    delay = row["emission_delay_ms"]
+    figures = [f"{delay[name]:.0f}" if delay else "-" for name in ("mean", "p50", "p90")]
+    return (
+        f"{row['corpus']:16}  {row['search']:16}  {row['words']:7}  {row['wer']:6.2f}"
+        f"  {figures[0]:>6}  {figures[1]:>5}  {figures[2]:>5}"
+    )
+
+
+command = Command("measure a checkpoint by greedy search, by beam search and with an LM", add_arguments, run)
