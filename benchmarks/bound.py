@@ -115,4 +115,5 @@ def make_product(kind: str, weights: np.ndarray) -> onnx.ModelProto:
 def one_thread() -> SessionOptions:
     options = SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
     return options

@@ -18,6 +18,7 @@ from onebest.frontend import SPEC
 from onebest_export import verify
 from onebest_export.deviation import Utterance
 from onebest_export.graphs import OPSET, export_decoder, export_encoder, export_joiner
+from onebest_export.optimize import optimize
 from onebest_export.precision import PARTS, Choice, Component, choose_precision, quantize_graphs
 from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
@@ -120,6 +121,8 @@ def write_bundle(
             choice, in_float = _choose(work, options, speech)
             (work / "int8").mkdir()
             paths = quantize_graphs(work, work / "int8", in_float)
+            for path in paths:
+                optimize(path)
             difference = _compare(model, paths, options, speech.features)
             verify.check_int8(difference)
         _assemble([*paths, work / "tokens.txt"], make_card(checkpoint, options, choice), work / "bundle")
@@ -195,6 +198,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | N
         "format": FORMAT,
         "version": VERSION,
         "opset": OPSET,
+        "optimized": options.int8,
         "name": options.name,
         "front_end": SPEC.to_dict(),
         "architecture": {

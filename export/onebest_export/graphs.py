@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from onebest.frontend import SPEC
+from onebest.layout import CHUNK_INPUT
 from onebest_export.latency import latency_metadata
-from onebest_export.streaming import StreamingEncoder, example_inputs
+from onebest_export.streaming import ONE_CHUNK, StreamingEncoder, example_inputs
 from onebest_training.encoder import PAD_FRAMES
 from onebest_training.transducer import Transducer
 
@@ -43,13 +47,16 @@ def encoder_metadata(model: Transducer, chunk_frames: int, left_frames: int) -> 
 
 
 def export_encoder(model: Transducer, path: Path, chunk_frames: int, left_frames: int) -> None:
-    """Write the encoder; N, the chunk and the left context are free axes, the metadata names one latency."""
+    """Write the encoder; N, the chunk and the left context are free axes, the metadata names one latency.
+
+    Its last input has a default, so it is not among those that a program must give: see ``streaming``.
+    """
     encoder = StreamingEncoder(model).eval()
     _export(
         encoder,
         example_inputs(encoder, chunk_frames, left_frames),
         path,
-        ["x", "cached_attn", "cached_conv", "processed_lens"],
+        ["x", "cached_attn", "cached_conv", "processed_lens", CHUNK_INPUT],
         ["encoder_out", "new_cached_attn", "new_cached_conv"],
         {
             "x": {0: "N", 1: "F"},
@@ -61,6 +68,7 @@ def export_encoder(model: Transducer, path: Path, chunk_frames: int, left_frames
             "new_cached_conv": {2: "N"},
         },
         encoder_metadata(model, chunk_frames, left_frames),
+        [numpy_helper.from_array(np.array(ONE_CHUNK), CHUNK_INPUT)],
     )
 
 
@@ -100,6 +108,7 @@ def _export(
     outputs: list[str],
     axes: dict[str, dict[int, str]],
     metadata: dict[str, str],
+    defaults: Sequence[onnx.TensorProto] = (),
 ) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -114,6 +123,7 @@ def _export(
             dynamo=False,
         )
     graph = onnx.load(str(path))
+    graph.graph.initializer.extend(defaults)
     for key, value in metadata.items():
         entry = graph.metadata_props.add()
         entry.key, entry.value = key, value

@@ -1,4 +1,4 @@
-"""The encoder over one chunk of N streams, its operations in the order that runs fastest as an ONNX graph.
+"""The encoder over chunks of N streams, its operations in the order that runs fastest as an ONNX graph.
 
 The same numbers as ``Encoder.forward_chunk``, which ``verify`` holds it to; only the data lies elsewhere.
 Time comes first, so that a new chunk is appended to what is remembered without moving it; keys and values are
@@ -16,13 +16,18 @@ hand back; what is in them is the model's own:
 ``processed_lens`` restarts when a caller resets after an endpoint although the state persists, so it is taken
 in and not believed.
 
-Axis legend: N streams, F feature frames (10 ms), T encoder frames (40 ms), L blocks, H heads, K the largest
-convolution kernel, D width, J joiner width.
+The contract's callers run a chunk a call. A call may have several, one behind the other, where the input
+``chunk_frames`` says how many frames each has: every chunk sees itself and ``left`` frames before it, as it
+would in a call of its own, and gets the same numbers. The input has a default, ``ONE_CHUNK``,
+and those who do not know it need not give it.
+
+Axis legend: N streams, F feature frames (10 ms), T encoder frames (40 ms), C chunks, L blocks,
+H heads, K the largest convolution kernel, D width, J joiner width.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +38,8 @@ from onebest.frontend import NUM_BINS
 from onebest_training.encoder import MASKED, PAD_FRAMES, SUBSAMPLING, Attention, Block, Convolution, Stem
 from onebest_training.transducer import Predictor, Transducer
 
+#: What ``chunk_frames`` is where all frames of a call are one chunk.
+ONE_CHUNK = 0
 #: The count of frames falls to about this from twice this: beyond any left context, exact in float32.
 LONGEST_COUNT = 2**20
 
@@ -66,8 +73,21 @@ def _window_product(kernel: Tensor, bias: Tensor) -> nn.Linear:
     return product
 
 
+class Windows(NamedTuple):
+    """What the chunks of one call see.
+
+    Attributes:
+        frames: for each chunk, places among the frames remembered and the call's behind them, [left+T/C, C].
+        chunks, streams: C and N.
+    """
+
+    frames: Tensor
+    chunks: int
+    streams: int
+
+
 class StreamingEncoder(nn.Module):
-    """One chunk of N streams with the contract's inputs and outputs."""
+    """One chunk of N streams, or several, with the contract's inputs and outputs."""
 
     def __init__(self, model: Transducer):
         super().__init__()
@@ -88,19 +108,27 @@ class StreamingEncoder(nn.Module):
         return attention, torch.zeros(rows, self.encoder.convolution_frames, streams, width)
 
     def forward(
-        self, x: Tensor, cached_attn: Tensor, cached_conv: Tensor, processed_lens: Tensor
+        self,
+        x: Tensor,
+        cached_attn: Tensor,
+        cached_conv: Tensor,
+        processed_lens: Tensor,
+        chunk_frames: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode x [N, F, 80]; return encoder_out [N, T, J] and the two new states."""
-        seen, left = cached_conv[-1, 0, :, 0], cached_attn.shape[1]
+        seen, left, streams = cached_conv[-1, 0, :, 0], cached_attn.shape[1], x.shape[0]
         hidden = self.stem(x)
         frames = hidden.shape[0]
         hidden = hidden + self._positions(seen, frames)
-        mask = self._mask(seen, left, frames)
+        chunk = torch.where(chunk_frames > ONE_CHUNK, chunk_frames, frames)
+        starts = _count_up(frames // chunk) * chunk
+        windows = Windows(_count_up(left + chunk)[:, None] + starts, starts.shape[0], streams)
+        mask = self._mask(seen + starts[:, None], left, chunk)
         new: list[Tensor] = []
         inputs: list[Tensor] = []
         for block in cast("list[Block]", list(self.encoder.blocks)):
             cache = cached_attn[len(new)], cached_attn[len(new) + 1]
-            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache)
+            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache, windows)
             hidden, new = hidden + added, [*new, key, value]
             if block.kernel:
                 added, memory = convolve(
@@ -109,7 +137,9 @@ class StreamingEncoder(nn.Module):
                 hidden, inputs = hidden + added, [*inputs, memory]
             inner = functional.gelu(block.feed_forward_in(block.feed_forward_norm(hidden)))
             hidden = hidden + block.feed_forward_out(inner)
-        attention = torch.cat((cached_attn[:, frames:], torch.stack(new)[:, -left:]), 1)
+        attention = torch.cat(
+            (cached_attn[:, frames:], torch.cat(new).reshape(len(new), frames, streams, -1)[:, -left:]), 1
+        )
         convolution = self._convolution_state(inputs, seen + frames, cached_conv)
         ignored = (processed_lens * 0).to(torch.float32)[:, None, None]
         encoded = self.projection(self.encoder.norm(hidden)).transpose(0, 1)
@@ -119,9 +149,9 @@ class StreamingEncoder(nn.Module):
         at = seen.to(torch.int64) + torch.arange(frames)[:, None]
         return self.encoder.positions[at % len(self.encoder.positions)]
 
-    def _mask(self, seen: Tensor, left: int, frames: int) -> Tensor:
-        """Return what is added to the scores, [N, 1, 1, left+T]."""
-        valid = torch.arange(left + frames) >= left - seen[:, None].clamp(max=left)
+    def _mask(self, seen: Tensor, left: int, chunk: Tensor) -> Tensor:
+        """Return what is added to the scores, [C*N, 1, 1, left+T/C], with so many frames seen before each."""
+        valid = _count_up(left + chunk) >= left - seen.reshape(-1, 1).clamp(max=left)
         return torch.where(valid, 0.0, MASKED)[:, None, None, :]
 
     def _convolution_state(self, inputs: list[Tensor], seen: Tensor, old: Tensor) -> Tensor:
@@ -133,29 +163,39 @@ class StreamingEncoder(nn.Module):
         return torch.cat((torch.stack(inputs), count)) if inputs else count
 
 
+def _count_up(end: Tensor) -> Tensor:
+    """Return 0, 1 and so on up to a number that becomes part of the graph."""
+    return torch.arange(cast(int, end))
+
+
 def attend(
-    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor]
+    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], windows: Windows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
     Args:
         attention: the block's weights.
         x: [T, N, D].
-        mask: added to the scores, [N, 1, 1, left+T].
+        mask: added to the scores, [C*N, 1, 1, left+T/C].
         cache: keys and values of the frames before, [left, N, D] each.
+        windows: what each chunk sees.
 
     Returns:
         The output and the new frames' keys and values, [T, N, D] each.
     """
-    streams, width, heads = x.shape[1], attention.out.in_features, attention.heads
+    seen, chunks, streams = windows
+    width, heads = attention.out.in_features, attention.heads
     query, key, value = attention.qkv(x).split((width, width, width), 2)
-    query, keys, values = (
-        part.reshape(-1, streams, heads, width // heads)
-        for part in (query, torch.cat((cache[0], key)), torch.cat((cache[1], value)))
+    query = query.reshape(chunks, -1, streams, width).transpose(0, 1)
+    queries, keys, values = (
+        part.reshape(-1, chunks * streams, heads, width // heads)
+        for part in (query, torch.cat((cache[0], key))[seen], torch.cat((cache[1], value))[seen])
     )
-    scores = (query * attention.scale).permute(1, 2, 0, 3) @ keys.permute(1, 2, 3, 0)
+    scores = queries.permute(1, 2, 0, 3) @ keys.permute(1, 2, 3, 0) * attention.scale
     mixed = (scores + mask).softmax(3) @ values.permute(1, 2, 0, 3)
-    return attention.out(mixed.permute(2, 0, 1, 3).reshape(-1, streams, width)), key, value
+    mixed = mixed.permute(2, 0, 1, 3).reshape(-1, chunks, streams, width).transpose(0, 1)
+    mixed = mixed.reshape(-1, streams, width)
+    return attention.out(mixed), key, value
 
 
 def convolve(convolution: Convolution, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,6 +207,7 @@ def convolve(convolution: Convolution, x: Tensor, cache: Tensor) -> tuple[Tensor
 
 
 def example_inputs(encoder: StreamingEncoder, chunk_frames: int, left_frames: int) -> tuple[Tensor, ...]:
-    """Return inputs of two streams to trace the encoder with."""
-    features = torch.zeros(2, SUBSAMPLING * chunk_frames + PAD_FRAMES, NUM_BINS)
-    return features, *encoder.initial_state(2, left_frames), torch.zeros(2, dtype=torch.int64)
+    """Return inputs of two chunks of two streams to trace the encoder with."""
+    features = torch.zeros(2, 2 * SUBSAMPLING * chunk_frames + PAD_FRAMES, NUM_BINS)
+    state = encoder.initial_state(2, left_frames)
+    return features, *state, torch.zeros(2, dtype=torch.int64), torch.tensor(chunk_frames)

@@ -19,7 +19,8 @@ from onebest.samples import Resampler, check_samples
 FloatArray = npt.NDArray[np.float32]
 
 STANDARD_INPUT = "-"
-_BLOCK_SECONDS = 0.32
+#: Short blocks, for a text that is seen to grow, and long ones, for one that is not.
+BLOCK_SECONDS, LONG_BLOCK_SECONDS = 0.32, 5.12
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,21 @@ class Block:
     duration: float
 
 
-def read_blocks(path: str | Path) -> Iterator[FloatArray]:
-    """Give the samples of a file in blocks [S] of a third of a second: 16 kHz, the mean of the channels.
+def read_blocks(path: str | Path, seconds: float = BLOCK_SECONDS) -> Iterator[FloatArray]:
+    """Give the samples of a file in blocks [S]: 16 kHz, the mean of the channels.
 
     Args:
         path: a file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3 and others); ``-`` is standard input,
             which is read whole.
+        seconds: the length of a block.
 
     Raises:
         AudioError: the file is missing, unreadable or empty, or holds NaN; the message names it.
     """
-    return (block.samples for block in read_timed_blocks(path))
+    return (block.samples for block in read_timed_blocks(path, seconds))
 
 
-def read_timed_blocks(path: str | Path) -> Iterator[Block]:
+def read_timed_blocks(path: str | Path, seconds: float = BLOCK_SECONDS) -> Iterator[Block]:
     """Give the blocks that ``read_blocks`` gives, each with its place in the file.
 
     Raises:
@@ -58,7 +60,7 @@ def read_timed_blocks(path: str | Path) -> Iterator[Block]:
     """
     try:
         with _open(path) as file:
-            yield from _resampled(file, _name(path))
+            yield from _resampled(file, _name(path), seconds)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(
             f"{_name(path)}: cannot be read as audio ({_reason(error)}). "
@@ -88,11 +90,11 @@ def _open(path: str | Path) -> soundfile.SoundFile:
     return _ForwardFile(name)  # type: ignore[arg-type]
 
 
-def _resampled(file: soundfile.SoundFile, name: str) -> Iterator[Block]:
+def _resampled(file: soundfile.SoundFile, name: str, seconds: float) -> Iterator[Block]:
     rate, read = file.samplerate, 0
     duration = file.frames / rate if 0 < file.frames < 2**62 else 0.0
     resampler = _make_resampler(rate, name)
-    size = round(rate * _BLOCK_SECONDS)
+    size = round(rate * seconds)
     while len(block := file.read(size, dtype="float32", always_2d=True)):
         try:
             mono = check_samples(block.mean(axis=1))

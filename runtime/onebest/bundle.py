@@ -25,7 +25,7 @@ from onebest.card import BundleFiles, find_files, read_card
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS, check_spec
 from onebest.graph import Graph, Port
-from onebest.layout import SUBSAMPLING, Cache, Layout, read_layout
+from onebest.layout import CHUNK_INPUT, SUBSAMPLING, Cache, Layout, read_layout
 from onebest.models import find_model
 from onebest.search import Context
 from onebest.vocabulary import Vocabulary, parse_vocabulary
@@ -89,6 +89,9 @@ class EncoderState(NamedTuple):
 _FRAMES_A_POSITION = 2
 #: Frames of a stream that one call of the joiner takes, at most.
 _FRAMES_A_JOIN = 16
+#: Chunks of a stream that one call of the encoder takes, and encoder frames where there are several, at most.
+#: More is no faster.
+_CHUNKS_A_CALL, _FRAMES_A_CALL = 8, 256
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,21 @@ class Bundle:
         """Encoder frames of a stream that one call of the joiner may take."""
         return 1 if self.joiner.mixes_batch else _FRAMES_A_JOIN
 
+    @property
+    def chunks_a_call(self) -> int:
+        """Chunks of a stream that one call of the encoder may take."""
+        if CHUNK_INPUT not in self.encoder.option_names:
+            return 1
+        return max(1, min(_CHUNKS_A_CALL, _FRAMES_A_CALL * SUBSAMPLING // self.sizes.chunk_frames))
+
     def encode(
         self, windows: FloatArray, states: Sequence[EncoderState]
     ) -> tuple[FloatArray, list[EncoderState]]:
-        """Run one step of the encoder for N streams; each gets what it would get alone.
+        """Run one step of the encoder for N streams; each gets what it would get alone and chunk by chunk.
 
         Args:
-            windows: feature frames [N, F, 80], ``pad_frames`` more than the step moves on by.
+            windows: feature frames [N, F, 80], ``pad_frames`` more than the step moves on by: a chunk, some
+                whole ones, ``chunks_a_call`` at most, or what is left of the last.
             states: what the step before returned for each stream.
 
         Returns:
@@ -148,7 +159,9 @@ class Bundle:
         inputs = [cache.stack(parts) for cache, parts in zip(layout.caches, by_cache, strict=True)]
         if layout.takes_count:
             inputs.append(np.array([state.processed_frames for state in states], np.int64))
-        frames, *outputs = self.encoder.run(windows, *inputs)
+        several = moved > self.sizes.chunk_frames
+        chunk = {CHUNK_INPUT: np.array(self.sizes.chunk_frames // SUBSAMPLING)} if several else None
+        frames, *outputs = self.encoder.run(windows, *inputs, options=chunk)
         if frames.shape[1] != moved // SUBSAMPLING:
             raise ModelError(
                 f"{self.encoder.path}: {windows.shape[1]} feature frames gave {frames.shape[1]} "
@@ -200,8 +213,9 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
     card = read_card(folder)
     files = find_files(folder, card)
     vocabulary = parse_vocabulary(files.tokens.read_bytes(), str(files.tokens))
-    encoder = Graph.load(files.encoder, threads)
-    decoder, joiner = Graph.load(files.decoder, 1), Graph.load(files.joiner, 1)
+    optimized = card.get("optimized") is True
+    encoder = Graph.load(files.encoder, threads, optimized)
+    decoder, joiner = (Graph.load(path, 1, optimized) for path in (files.decoder, files.joiner))
     sizes = _read_sizes(encoder, decoder, joiner)
     _check_front_end(encoder, card, files)
     if len(vocabulary) != sizes.vocab_size:

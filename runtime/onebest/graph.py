@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxruntime import InferenceSession, SessionOptions  # type: ignore[attr-defined]
+from onnxruntime import (  # type: ignore[attr-defined]
+    GraphOptimizationLevel,
+    InferenceSession,
+    SessionOptions,
+)
 
 from onebest.errors import ModelError
 
@@ -30,6 +34,7 @@ class Graph:
         path: the file.
         session: the file as onnxruntime runs it.
         input_names: its inputs in their order.
+        option_names: its inputs that have a default.
         mixes_batch: whether what a row of a batch gives depends on the others. It does where the steps of
             int8 activations come from the values at hand, which onnxruntime takes from the whole tensor.
     """
@@ -37,12 +42,18 @@ class Graph:
     path: Path
     session: InferenceSession
     input_names: tuple[str, ...]
+    option_names: frozenset[str]
     mixes_batch: bool
     _metadata: dict[str, str]
 
     @classmethod
-    def load(cls, path: Path, threads: int) -> Graph:
+    def load(cls, path: Path, threads: int, optimized: bool = False) -> Graph:
         """Load a file for the CPU.
+
+        Args:
+            path: the file.
+            threads: threads that work on one operator.
+            optimized: whether onnxruntime has nothing left to optimise.
 
         Raises:
             ModelError: onnxruntime cannot read it.
@@ -51,6 +62,8 @@ class Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ONLY_FATAL
+        if optimized:
+            options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class of their own
@@ -59,17 +72,25 @@ class Graph:
                 "Get it again, or update onebest if the file is newer."
             ) from error
         names = tuple(port.name for port in session.get_inputs())
+        with_default = frozenset(port.name for port in session.get_overridable_initializers())
         metadata = session.get_modelmeta().custom_metadata_map
-        return cls(path, session, names, _contains(path, _DYNAMIC_STEPS), metadata)
+        return cls(path, session, names, with_default, _contains(path, _DYNAMIC_STEPS), metadata)
 
-    def run(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
+    def run(
+        self, *inputs: npt.NDArray[Any], options: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         """Return all outputs in their order.
+
+        Args:
+            inputs: one array for each of ``input_names``.
+            options: by name, those of ``option_names`` that are not to have their default.
 
         Raises:
             ModelError: the graph fails, so its parts do not fit each other.
         """
+        feeds = dict(zip(self.input_names, inputs, strict=True), **(options or {}))
         try:
-            outputs: Any = self.session.run(None, dict(zip(self.input_names, inputs, strict=True)))
+            outputs: Any = self.session.run(None, feeds)
         except Exception as error:  # as above
             shapes = [array.shape for array in inputs]
             raise ModelError(

@@ -22,6 +22,8 @@ from onebest.graph import Graph, Port
 Array = npt.NDArray[Any]
 
 SUBSAMPLING = 4
+#: An encoder's input beyond the contract, with a default: frames (40 ms) a chunk, for calls with several.
+CHUNK_INPUT = "chunk_frames"
 #: What a zipformer2's convolutions before the encoder remember: channels, frames, bins.
 _EMBED_STATE = (128, 3, 19)
 

@@ -2,7 +2,8 @@
 
 A stream keeps three things: what the front end holds back, the feature frames that do not fill a window yet,
 and the state of encoder and search. Where the audio is cut makes no difference: a step runs when its window
-is full, whatever piece filled it. A file is a loop over a stream.
+is full, whatever piece filled it. Where several are full, one step takes some of them at once, which gives
+the same in less time. A file is a loop over a stream.
 
 Axis legend: S samples, F feature frames (10 ms).
 """
@@ -35,8 +36,9 @@ DEFAULT_MODEL = Path(__file__).parent / "model"
 TAIL_SAMPLES = SAMPLE_RATE // 2
 #: Longer chunks are for use offline: the last one ends with the tail instead of being filled up with silence.
 LONGEST_FILLED_CHUNK_FRAMES = 256
-#: More streams are worked on in steps of so many: the states of more, 2.4 MB each, fit no processor's cache.
-_STREAMS_A_STEP = 8
+#: A step takes so many chunks of all its streams: the states of more streams, 2.4 MB each, fit no processor's
+#: cache.
+_CHUNKS_A_STEP = 8
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -118,14 +120,15 @@ class Recognizer:
         """
         if not isinstance(audio, (str, Path)):
             return _run(self.stream(sample_rate), [audio])
-        from onebest.audio import read_blocks
+        from onebest.audio import LONG_BLOCK_SECONDS, read_blocks
 
-        return _run(self.stream(), read_blocks(audio))
+        return _run(self.stream(), read_blocks(audio, LONG_BLOCK_SECONDS))
 
     def advance(self, streams: Iterable[Stream]) -> None:
-        """Recognise one chunk of every stream that is ready, in batches, and add to their results.
+        """Recognise the next chunk of every stream that is ready, in batches, and add to their results.
 
-        What a stream gets does not depend on the others. Threads may call this at the same time for different
+        Where more of a stream waits, as of a file, several chunks, ``Bundle.chunks_a_call`` at most. What a
+        stream gets does not depend on the others. Threads may call this at the same time for different
         streams.
 
         Raises:
@@ -137,12 +140,13 @@ class Recognizer:
                 raise StreamError("A stream was made by another Recognizer. Advance it with its own.")
             if stream.ready:
                 batches.setdefault(stream.next_window_frames, []).append(stream)
-        for batch in batches.values():
-            for first in range(0, len(batch), _STREAMS_A_STEP):
-                self._step(batch[first : first + _STREAMS_A_STEP])
+        for frames, batch in batches.items():
+            count = max(1, _CHUNKS_A_STEP * self.bundle.sizes.chunk_frames // frames)
+            for first in range(0, len(batch), count):
+                self._step(batch[first : first + count])
 
     def _step(self, batch: Sequence[Stream]) -> None:
-        """Run one chunk of streams whose windows are of one length; at an error no state changes."""
+        """Run a step of streams whose windows are of one length; at an error no state changes."""
         windows = np.stack([stream.next_window() for stream in batch])
         states = [stream.state for stream in batch]
         frames, encoder_states = self.bundle.encode(windows, [state.encoder for state in states])
@@ -180,6 +184,8 @@ class Stream:
         self._transcript = Transcript(recognizer.bundle.vocabulary)
         self._endpointer = Endpointer(rules) if rules else None
         self._gate = gate
+        #: The gate opens and shuts between chunks.
+        self._chunks_a_step = 1 if gate else recognizer.bundle.chunks_a_call
         self._encoder_frames = 0
         self._ended = self._finished = False
 
@@ -284,13 +290,14 @@ class Stream:
     @property
     def next_window_frames(self) -> int:
         """Feature frames of the window that waits."""
-        return min(self._waiting_frames, self.recognizer.bundle.sizes.window_frames)
+        sizes = self.recognizer.bundle.sizes
+        whole = (self._waiting_frames - sizes.pad_frames) // sizes.chunk_frames
+        steps = max(1, min(whole, self._chunks_a_step))
+        return min(self._waiting_frames, steps * sizes.chunk_frames + sizes.pad_frames)
 
     def next_window(self) -> FloatArray:
         """Return the features [F, 80] of the window that waits."""
-        if len(self._waiting) > 1:
-            self._waiting = [np.concatenate(self._waiting)]
-        return self._waiting[0][: self.next_window_frames]
+        return self._join_waiting()[: self.next_window_frames]
 
     def move(self, state: StepState, emissions: Sequence[Emission]) -> None:
         """Move past a window: to the state behind it, with the tokens of its encoder frames."""
@@ -319,6 +326,11 @@ class Stream:
             if self._gate.spared_frames:
                 self._pass(self._gate.spared_frames, ())
 
+    def _join_waiting(self) -> FloatArray:
+        if len(self._waiting) > 1:
+            self._waiting = [np.concatenate(self._waiting)]
+        return self._waiting[0]
+
     def _advance(self) -> None:
         while self.ready:
             self.recognizer.advance([self])
@@ -333,7 +345,7 @@ class Stream:
 
     def _pass(self, feature_frames: int, emissions: Sequence[Emission]) -> None:
         """Move past features, with the tokens of their encoder frames."""
-        self._waiting = [np.concatenate(self._waiting)[feature_frames:]]
+        self._waiting = [self._join_waiting()[feature_frames:]]
         self._waiting_frames -= feature_frames
         if self._gate:
             self._gate.move(feature_frames, bool(emissions))

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_checkpoint import write_checkpoint
 
 from onebest_export.bundle import ExportOptions, write_bundle
+from onebest_export.precision import quantize_graphs
 from onebest_training.checkpoint import Checkpoint, load_model
 from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
@@ -61,6 +62,14 @@ def int8_bundle(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8") / "model"
     options = ExportOptions("tiny", chunk_frames=4, left_frames=6, notes={"wer": {"dev": 0.5}})
     write_bundle(tiny.model, tiny.tokens, tiny.checkpoint, folder, options)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int8_graphs(float_bundle, tmp_path_factory):
+    """A folder with the int8 graphs before onnxruntime optimised them."""
+    folder = tmp_path_factory.mktemp("graphs")
+    quantize_graphs(float_bundle, folder)
     return folder
 
 

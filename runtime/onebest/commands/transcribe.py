@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from onebest.audio import STANDARD_INPUT, read_timed_blocks
+from onebest.audio import BLOCK_SECONDS, LONG_BLOCK_SECONDS, STANDARD_INPUT, read_timed_blocks
 from onebest.cli import Command
 from onebest.errors import AudioError, ConfigError
 from onebest.formats import FORMATS
@@ -129,8 +129,9 @@ def _write_whole(path: Path, content: str) -> None:
 
 def _transcribe(recognizer: Recognizer, path: str, terminal: TextIO) -> Result:
     stream = recognizer.stream()
+    seconds = BLOCK_SECONDS if terminal.isatty() else LONG_BLOCK_SECONDS
     with LiveLine(terminal) as line:
-        for block in read_timed_blocks(path):
+        for block in read_timed_blocks(path, seconds):
             partial = stream.accept(block.samples)
             is_long = block.duration >= LONG_FILE_SECONDS
             line.show(partial.text, block.end / block.duration if is_long else None)
