@@ -7,6 +7,7 @@ Only the one that is called gets imported, so the runtime never pulls in torch.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     module = _find_module(words[0]) if words else None
     if module:
-        return _run(words[0], module, words[1:])
+        status = _run(words[0], module, words[1:])
+        if arguments is None:
+            gc.freeze()  # the process ends: what is left need not be searched for cycles
+        return status
     _overview(sorted(_installed_modules())).parse_args(words)
     return 2
 

@@ -53,7 +53,7 @@ class Graph:
         Args:
             path: the file.
             threads: threads that work on one operator.
-            optimized: whether onnxruntime has nothing left to optimise.
+            optimized: whether onebest wrote it as onnxruntime's optimiser leaves it.
 
         Raises:
             ModelError: onnxruntime cannot read it.
@@ -62,6 +62,8 @@ class Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ONLY_FATAL
+        # Planning which buffer follows which takes two thirds of the time to load, and saves none to run.
+        options.enable_mem_reuse = False
         if optimized:
             options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -74,7 +76,8 @@ class Graph:
         names = tuple(port.name for port in session.get_inputs())
         with_default = frozenset(port.name for port in session.get_overridable_initializers())
         metadata = session.get_modelmeta().custom_metadata_map
-        return cls(path, session, names, with_default, _contains(path, _DYNAMIC_STEPS), metadata)
+        mixes_batch = not optimized and _contains(path, _DYNAMIC_STEPS)
+        return cls(path, session, names, with_default, mixes_batch, metadata)
 
     def run(
         self, *inputs: npt.NDArray[Any], options: Mapping[str, npt.NDArray[Any]] | None = None

@@ -10,7 +10,7 @@ Axis legend: S samples, F feature frames (10 ms).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,9 @@ DEFAULT_MODEL = Path(__file__).parent / "model"
 TAIL_SAMPLES = SAMPLE_RATE // 2
 #: Longer chunks are for use offline: the last one ends with the tail instead of being filled up with silence.
 LONGEST_FILLED_CHUNK_FRAMES = 256
-#: A step takes so many chunks of all its streams: the states of more streams, 2.4 MB each, fit no processor's
-#: cache.
-_CHUNKS_A_STEP = 8
+#: A step takes so many streams, and its calls of the encoder so many chunks each: the states of more streams,
+#: 2.4 MB each, fit no processor's cache.
+_STREAMS_A_STEP, _CHUNKS_A_CALL = 16, 8
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -140,20 +140,19 @@ class Recognizer:
                 raise StreamError("A stream was made by another Recognizer. Advance it with its own.")
             if stream.ready:
                 batches.setdefault(stream.next_window_frames, []).append(stream)
-        for frames, batch in batches.items():
-            count = max(1, _CHUNKS_A_STEP * self.bundle.sizes.chunk_frames // frames)
-            for first in range(0, len(batch), count):
-                self._step(batch[first : first + count])
+        for batch in batches.values():
+            for step in _cut(batch, _STREAMS_A_STEP):
+                self._step(step)
 
     def _step(self, batch: Sequence[Stream]) -> None:
         """Run a step of streams whose windows are of one length; at an error no state changes."""
-        windows = np.stack([stream.next_window() for stream in batch])
-        states = [stream.state for stream in batch]
-        frames, encoder_states = self.bundle.encode(windows, [state.encoder for state in states])
+        count = max(1, _CHUNKS_A_CALL * self.bundle.sizes.chunk_frames // batch[0].next_window_frames)
+        encoded = [self._encode(part) for part in _cut(batch, count)]
+        encoder_states = [state for _, states in encoded for state in states]
         emissions, search_states = search(
             self.bundle,
-            frames,
-            [state.search for state in states],
+            np.concatenate([frames for frames, _ in encoded]),
+            [stream.state.search for stream in batch],
             self.bundle.vocabulary.speaks,
             self.blank_penalty,
             [stream.hotwords for stream in batch],
@@ -161,6 +160,10 @@ class Recognizer:
         after = map(StepState, encoder_states, search_states)
         for stream, state, found in zip(batch, after, emissions, strict=True):
             stream.move(state, found)
+
+    def _encode(self, streams: Sequence[Stream]) -> tuple[FloatArray, list[EncoderState]]:
+        windows = np.stack([stream.next_window() for stream in streams])
+        return self.bundle.encode(windows, [stream.state.encoder for stream in streams])
 
 
 class Stream:
@@ -371,6 +374,10 @@ class Stream:
         if self._ended and not self.ready:
             self._transcript.close(self._encoder_frames)
             self._finished = True
+
+
+def _cut(streams: Sequence[Stream], size: int) -> Iterator[Sequence[Stream]]:
+    return (streams[first : first + size] for first in range(0, len(streams), size))
 
 
 def _run(stream: Stream, blocks: Iterable[npt.NDArray[Any]]) -> Result:

@@ -9,7 +9,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_model import make_audio, write_bundle
 
 from onebest import Recognizer, StreamError
-from onebest.recognizer import _CHUNKS_A_STEP
+from onebest.recognizer import _STREAMS_A_STEP
 
 AUDIOS = [make_audio(seconds, seed) for seed, seconds in enumerate((2.0, 0.7, 1.3, 2.6))]
 
@@ -50,7 +50,7 @@ def test_any_order_and_any_batches(any_recognizer, seed):
 
 
 def test_more_streams_than_a_step_takes(recognizer):
-    streams = [recognizer.stream() for _ in range(2 * _CHUNKS_A_STEP + 1)]
+    streams = [recognizer.stream() for _ in range(2 * _STREAMS_A_STEP + 1)]
     for number, stream in enumerate(streams):
         stream.push(AUDIOS[0][number * 500 :])
         stream.end()
