@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime import GraphOptimizationLevel
 from tiny_checkpoint import VOCABULARY, make_features, make_model, write_checkpoint
 
 from onebest import Recognizer
@@ -37,6 +38,14 @@ def test_float_bundle_has_these_files(float_bundle):
 def test_int8_bundle_has_these_files(int8_bundle):
     names = sorted(path.name for path in int8_bundle.iterdir())
     assert names == ["card.json", "decoder.int8.onnx", "encoder.int8.onnx", "joiner.int8.onnx", "tokens.txt"]
+
+
+def test_what_is_optimised_is_not_optimised_again(float_bundle, int8_bundle):
+    level = GraphOptimizationLevel.ORT_DISABLE_ALL
+    for folder, optimised in ((float_bundle, False), (int8_bundle, True)):
+        loaded = load_bundle(folder)
+        for graph in (loaded.encoder, loaded.decoder, loaded.joiner):
+            assert (graph.session.get_session_options().graph_optimization_level == level) == optimised
 
 
 def test_tokens_are_the_pieces_in_order(tiny, int8_bundle):
