@@ -42,6 +42,7 @@ class TableConfig:
         leave_out: corpora that are not trained on.
         vocabulary_size: of everybody.
         student_blocks: blocks of the pre-trained encoder that the student keeps.
+        tau_of: the row, without distillation, whose student's delay behind the teacher on dev is tau.
         targets: the stores of targets that rows may name.
         lm_width, lm_passes: size of the language model, and passes over its text.
     """
@@ -50,6 +51,7 @@ class TableConfig:
     labelled_share: float
     vocabulary_size: int
     student_blocks: int
+    tau_of: str
     leave_out: tuple[str, ...] = ()
     targets: dict[str, TargetsConfig] = field(default_factory=dict)
     lm_width: int = 512
@@ -68,6 +70,7 @@ class RowConfig:
         targets: what the teacher gives, in words.
         sources: parts of the data and the targets to learn from, by name.
         loss: of the only stage.
+        shift_is_tau: whether its shift is what ``onebest estimate-tau`` measures instead of what it says.
         seeds: one run each.
     """
 
@@ -75,6 +78,7 @@ class RowConfig:
     targets: str
     sources: tuple[SourceConfig, ...]
     loss: LossConfig
+    shift_is_tau: bool = False
     seeds: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
@@ -110,6 +114,10 @@ class Work(NamedTuple):
         return self.folder / "student-encoder.pt"
 
     @property
+    def tau(self) -> Path:
+        return self.folder / "tau.json"
+
+    @property
     def teacher(self) -> Path:
         return self.folder / "teacher"
 
@@ -137,7 +145,7 @@ def read_recipes(folder: Path) -> Recipes:
     """Read a folder: table.toml, teacher.toml, start.toml, student.toml and rows/*.toml.
 
     Raises:
-        ConfigError: a file is missing or wrong, or a row names targets that table.toml does not have.
+        ConfigError: a file is missing or wrong, or names a row or targets that are not there.
     """
     table = from_dict(TableConfig, _read(folder / "table.toml"), "table.toml")
     rows = {
@@ -151,6 +159,8 @@ def read_recipes(folder: Path) -> Recipes:
                 raise ConfigError(
                     f"{name}.toml: no targets {source.targets!r} in table.toml. There are: {known}."
                 )
+    if table.tau_of not in rows:
+        raise ConfigError(f"table.toml: tau_of is no row: {table.tau_of!r}. There are: {', '.join(rows)}.")
     runs = [load_config(folder / f"{name}.toml") for name in ("teacher", "start", "student")]
     return Recipes(table, *runs, rows)
 
@@ -176,10 +186,11 @@ def start_config(recipes: Recipes, work: Work) -> TrainConfig:
     return replace(config, initial_encoder=str(work.encoder))
 
 
-def row_config(recipes: Recipes, work: Work, name: str, seed: int) -> TrainConfig:
-    """Return the run of a row with a seed."""
+def row_config(recipes: Recipes, work: Work, name: str, seed: int, tau: int) -> TrainConfig:
+    """Return the run of a row with a seed; tau is in frames."""
     row, chunk = recipes.rows[name], CHUNK_FRAMES[recipes.rows[name].student]
-    loss = replace(row.loss, teacher=str(work.teacher / "checkpoint.pt") if row.loss.teacher else "")
+    teacher = str(work.teacher / "checkpoint.pt") if row.loss.teacher else ""
+    loss = replace(row.loss, teacher=teacher, shift=tau if row.shift_is_tau else row.loss.shift)
     data = replace(recipes.student.data, train=row.sources, dev_targets=DEV)
     stages = tuple(replace(stage, loss=loss, chunk_frames=(chunk,)) for stage in recipes.student.stages)
     config = replace(recipes.student, data=data, stages=stages, seed=seed, evaluate_chunk_frames=(chunk,))

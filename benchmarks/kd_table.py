@@ -1,12 +1,14 @@
 """Students with and without distillation, beside the paper's gains: benchmarks/results/kd_table.json.
 
     python benchmarks/kd_table.py DATA --whisper FOLDER --encoder FILE [--work DIR] [--rows NAME ...]
+    python benchmarks/kd_table.py --show [--work DIR]
     python benchmarks/kd_table.py --smoke
 
 DATA holds train.jsonl.gz, unlabelled.jsonl.gz, dev.jsonl.gz and lm_text.txt.gz. FOLDER is Whisper base as
 CTranslate2 or transformers store it, FILE the encoder of Whisper tiny.en from ``onebest convert-encoder``. A
 row is a file of training/recipes/kd/rows. What is finished in --work is used again, and what was stopped goes
-on; the result is written anew after every row. --smoke runs all of it on made-up speech in minutes.
+on; the result, of all rows finished so far, is written anew after every row, and --show prints it any time.
+--work takes 10 GB, most of it the pre-trained encoder's output. --smoke runs all of it on made-up speech.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 import torch
 from kd_data import Inputs, write_manifests
 from kd_recipes import (
+    CHUNK_FRAMES,
     DEV,
     Recipes,
     TargetsConfig,
@@ -35,6 +39,7 @@ from kd_results import Row, make_result, measure_run, print_table
 from onebest.cli import main as run_onebest
 from onebest.errors import ConfigError
 from onebest_training.checkpoint import load
+from onebest_training.commands.estimate_tau import measure_delays
 from onebest_training.config import TrainConfig
 from onebest_training.features import FeatureStore
 from onebest_training.strict import to_dict
@@ -50,6 +55,9 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     work = Work(arguments.work)
+    if arguments.show:
+        print_table(make_result(finished_rows(read_recipes(arguments.recipes), work)))
+        return
     if arguments.smoke:
         from kd_smoke import make_smoke
 
@@ -71,10 +79,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default: the result's place; of a smoke, in --work")
     parser.add_argument("--rows", nargs="+", help="these rows only")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--show", action="store_true", help="print what is finished, make nothing")
+    parser.add_argument("--smoke", action="store_true", help="in small")
     arguments = parser.parse_args()
-    if not arguments.smoke and None in (arguments.data, arguments.whisper, arguments.encoder):
-        parser.error("DATA, --whisper and --encoder are needed without --smoke")
+    without = arguments.smoke or arguments.show
+    if not without and None in (arguments.data, arguments.whisper, arguments.encoder):
+        parser.error("DATA, --whisper and --encoder are needed without --smoke or --show")
     arguments.work = arguments.work or ROOT / "work" / ("kd-smoke" if arguments.smoke else "kd")
     results = arguments.work if arguments.smoke else ROOT / "benchmarks" / "results"
     arguments.output = arguments.output or results / "kd_table.json"
@@ -103,11 +113,22 @@ def make_table(
         if index < len(recipes.rows[name].seeds)
     ]
     hours = {part: hours_of(work.store(part)) for part in PARTS}
-    rows: list[Row] = []
+    tau = make_tau(recipes, work, hours) if any(recipes.rows[name].shift_is_tau for name in names) else 0
     for name, seed in runs:
-        rows.append(make_row(recipes, work, name, seed, hours))
-        write_json(output, make_result(sorted(rows, key=lambda row: (row["name"], row["seed"]))))
-    return make_result(sorted(rows, key=lambda row: (row["name"], row["seed"])))
+        make_row(recipes, work, name, seed, hours, tau)
+        write_json(output, make_result(finished_rows(recipes, work)))
+    return make_result(finished_rows(recipes, work))
+
+
+def finished_rows(recipes: Recipes, work: Work) -> list[Row]:
+    """Return all rows measured so far, without those that were made with another configuration."""
+    tau, rows = read_tau(work) or 0, []
+    for name, row in sorted(recipes.rows.items()):
+        for seed in sorted(row.seeds):
+            found = read_row(work, name, seed)
+            if found and found.pop("config") == settings_of(row_config(recipes, work, name, seed, tau)):
+                rows.append(found)
+    return rows
 
 
 def make_inputs(recipes: Recipes, work: Work, inputs: Inputs, names: Iterable[str]) -> None:
@@ -120,14 +141,14 @@ def make_inputs(recipes: Recipes, work: Work, inputs: Inputs, names: Iterable[st
     front_end = teacher.model.encoder.pretrained
     for part in PARTS:
         once(work.store(part), "prepare", str(work.manifest(part)), str(work.store(part)))
-    for part in ("labelled", DEV):
+    used = {source.targets for name in names for source in recipes.rows[name].sources} - {""}
+    wanted = {name: recipes.table.targets[name] for name in sorted(used)}
+    for part in sorted({"labelled", DEV, *(targets.part for targets in wanted.values())}):
         folder = work.frames(part)
         once(folder, "prepare", str(work.manifest(part)), str(folder), "--front-end", front_end)
     truncate_encoder(inputs.encoder, work.encoder, recipes.table.student_blocks)
     train(start_config(recipes, work), work.start)
     train(teacher, work.teacher)
-    used = {source.targets for name in names for source in recipes.rows[name].sources} - {""}
-    wanted = {name: recipes.table.targets[name] for name in sorted(used)}
     if any(targets.lm_weight for targets in wanted.values()):
         sizes = {"--width": recipes.table.lm_width, "--passes": recipes.table.lm_passes}
         size = [word for name, value in sizes.items() for word in (name, str(value))]
@@ -157,7 +178,7 @@ def make_targets(work: Work, name: str, targets: TargetsConfig) -> None:
     if targets.lm_weight:
         options += ["--language-model", str(work.language_model)]
         options += ["--language-model-weight", str(targets.lm_weight)]
-    run("targets", str(work.manifest(targets.part)), str(work.targets(name)), *options)
+    run("targets", str(work.frames(targets.part)), str(work.targets(name)), *options)
 
 
 def train(config: TrainConfig, folder: Path) -> None:
@@ -181,15 +202,47 @@ def truncate_encoder(source: Path, path: Path, blocks: int) -> None:
         torch.save(kept, path)
 
 
-def make_row(recipes: Recipes, work: Work, name: str, seed: int, hours: dict[str, float]) -> Row:
-    """Train and measure a row's student with a seed, or return what an earlier call measured."""
-    config, folder, row = row_config(recipes, work, name, seed), work.run(name, seed), recipes.rows[name]
-    path, settings = folder / "result.json", json.loads(json.dumps(to_dict(config)))
-    if path.exists():
-        found = json.loads(path.read_text("utf-8"))
-        if found.pop("config") != settings:
+def make_tau(recipes: Recipes, work: Work, hours: dict[str, float]) -> int:
+    """Return tau in frames: by how much a student without distillation is later than the teacher on dev."""
+    tau = read_tau(work)
+    if tau is None:
+        name = recipes.table.tau_of
+        seed, chunk = recipes.rows[name].seeds[0], CHUNK_FRAMES[recipes.rows[name].student]
+        make_row(recipes, work, name, seed, hours, 0)
+        checkpoint = work.run(name, seed) / "checkpoint.pt"
+        delays, _ = measure_delays(checkpoint, work.targets(DEV), work.store(DEV), chunk)
+        if not delays:
+            logging.warning("%s recognises nothing, tau is 0", name)
+        tau = max(0, round(median(delays))) if delays else 0
+        write_json(work.tau, {"tau": tau, "tokens": len(delays), "row": name})
+        logging.info("tau: %d frames, the median of %d tokens of %s", tau, len(delays), name)
+    return tau
+
+
+def read_tau(work: Work) -> int | None:
+    return int(json.loads(work.tau.read_text("utf-8"))["tau"]) if work.tau.exists() else None
+
+
+def read_row(work: Work, name: str, seed: int) -> Row | None:
+    """Return what was measured of a finished run, with its configuration; None if it is not finished."""
+    path = work.run(name, seed) / "result.json"
+    found: Row | None = json.loads(path.read_text("utf-8")) if path.exists() else None
+    return found
+
+
+def settings_of(config: TrainConfig) -> object:
+    """Return a configuration as JSON gives it back."""
+    return json.loads(json.dumps(to_dict(config)))
+
+
+def make_row(recipes: Recipes, work: Work, name: str, seed: int, hours: dict[str, float], tau: int) -> None:
+    """Train and measure a row's student with a seed, unless that is done."""
+    config, folder, row = row_config(recipes, work, name, seed, tau), work.run(name, seed), recipes.rows[name]
+    settings = settings_of(config)
+    if found := read_row(work, name, seed):
+        if found["config"] != settings:
             raise ConfigError(f"{folder}: made with another configuration. Remove it to make it again.")
-        return found
+        return
     train(config, folder)
     parts = {source.store for source in row.sources}
     result = {
@@ -199,10 +252,10 @@ def make_row(recipes: Recipes, work: Work, name: str, seed: int, hours: dict[str
         **{f"{part}_hours": round(hours[part], 3) if part in parts else 0.0 for part in PARTS if part != DEV},
         "steps": sum(stage.steps for stage in config.stages),
         "seed": seed,
+        "shift": config.stages[0].loss.shift,
         **measure_run(row, config, folder / "checkpoint.pt"),
     }
-    write_json(path, {**result, "config": settings})
-    return result
+    write_json(folder / "result.json", {**result, "config": settings})
 
 
 def hours_of(store: Path) -> float:

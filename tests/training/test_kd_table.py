@@ -19,6 +19,7 @@ import kd_table
 from runs import KilledError
 
 from onebest.errors import ConfigError, DataError
+from onebest_training.config import LossConfig
 from onebest_training.trainer import Trainer
 from onebest_training.transducer import Transducer
 
@@ -34,7 +35,7 @@ def recipes() -> kd_recipes.Recipes:
 
 def test_every_row_makes_a_run(recipes: kd_recipes.Recipes) -> None:
     for name, row in recipes.rows.items():
-        config = kd_recipes.row_config(recipes, WORK, name, 7)
+        config = kd_recipes.row_config(recipes, WORK, name, 7, 3)
         chunk = {"offline": 0, "streaming": 16}[row.student]
         assert name.endswith(row.student)
         assert config.seed == 7
@@ -45,10 +46,25 @@ def test_every_row_makes_a_run(recipes: kd_recipes.Recipes) -> None:
         assert config.data.dev_targets == "work/targets/dev"
         assert config.stages[0].loss.teacher in ("", "work/teacher/checkpoint.pt")
         assert row.loss.shift == 0 or row.student == "streaming"
+        assert not row.shift_is_tau or (row.student == "streaming" and row.loss.shift == 0)
+        assert config.stages[0].loss.shift == (3 if row.shift_is_tau else row.loss.shift)
+
+
+def test_streaming_students_of_a_teacher_are_late_by_tau_but_where_it_is_swept(
+    recipes: kd_recipes.Recipes,
+) -> None:
+    for name, row in recipes.rows.items():
+        taught = row.loss.path > 0 or row.loss.collapsed > 0
+        swept = name.startswith("g-tau-")
+        assert row.shift_is_tau == (taught and row.student == "streaming" and not swept)
+        assert not swept or name == f"g-tau-{row.loss.shift}-streaming"
+    baseline = recipes.rows[recipes.table.tau_of]
+    assert baseline.student == "streaming"
+    assert not baseline.loss.needs_targets
 
 
 def test_rows_differ_in_what_they_learn_from_alone(recipes: kd_recipes.Recipes) -> None:
-    made = [kd_recipes.row_config(recipes, WORK, name, 1) for name in recipes.rows]
+    made = [kd_recipes.row_config(recipes, WORK, name, 1, 0) for name in recipes.rows]
     stages = [replace(config.stages[0], loss=made[0].stages[0].loss, chunk_frames=(0,)) for config in made]
     assert all(stage == stages[0] for stage in stages)
     assert all(config.model == recipes.start.model for config in made)
@@ -75,7 +91,13 @@ def test_targets_that_nobody_makes_are_refused(tmp_path: Path) -> None:
         copy.write_text(path.read_text().replace('targets = "unlabelled"', 'targets = "others"'))
     with pytest.raises(ConfigError, match=r"f-no-lm-offline.toml: no targets 'others' in table.toml"):
         kd_recipes.read_recipes(tmp_path)
-    (tmp_path / "table.toml").unlink()
+    table = tmp_path / "table.toml"
+    table.write_text(table.read_text().replace("a-baseline-streaming", "z"))
+    (tmp_path / "rows" / "f-no-lm-offline.toml").unlink()
+    (tmp_path / "rows" / "f-no-lm-streaming.toml").unlink()
+    with pytest.raises(ConfigError, match=r"table.toml: tau_of is no row: 'z'"):
+        kd_recipes.read_recipes(tmp_path)
+    table.unlink()
     with pytest.raises(ConfigError, match=r"table.toml: cannot be read"):
         kd_recipes.read_recipes(tmp_path)
 
@@ -135,7 +157,7 @@ def test_the_table_in_small(
     recipes: kd_recipes.Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, small = kd_smoke.make_smoke(tmp_path / "speech", recipes, steps=2)
-    names = ["a-baseline-offline", "c-path-streaming", "d-collapsed-offline"]
+    names = ["a-baseline-streaming", "c-path-streaming", "d-collapsed-offline"]
     seeds = {"c-path-streaming": (1, 2)}
     small = small._replace(
         rows={name: replace(small.rows[name], seeds=seeds.get(name, (1,))) for name in names}
@@ -171,6 +193,11 @@ def test_the_table_in_small(
     assert kd_table.make_table(small, work, inputs, names, output)["rows"] == result["rows"]
     assert resumed == [1, 0]
     check_rows(result)
+    only = kd_table.make_table(small, work, inputs, names[2:], output)
+    assert only["rows"] == result["rows"]
+    deeper = replace(small.rows[names[2]], loss=LossConfig(collapsed=0.5, teacher="teacher"))
+    kept = kd_table.finished_rows(small._replace(rows={**small.rows, names[2]: deeper}), work)
+    assert kept == result["rows"][:3]
     changed = small._replace(student=replace(small.student, weight_decay=0.5))
     with pytest.raises(ConfigError, match="made with another configuration"):
         kd_table.make_table(changed, work, inputs, names[:1], output)
@@ -178,12 +205,30 @@ def test_the_table_in_small(
         kd_table.make_table(small, work, inputs, ["z"], output)
 
 
+def test_tau_is_the_median_delay_of_the_student_without_distillation(
+    recipes: kd_recipes.Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int]] = []
+
+    def make_row(recipes: kd_recipes.Recipes, work: kd_recipes.Work, name: str, *rest: object) -> None:
+        made.append((name, rest[-1]))
+
+    found = iter([[3, 2, 9, 3, 1]])
+    monkeypatch.setattr(kd_table, "make_row", make_row)
+    monkeypatch.setattr(kd_table, "measure_delays", lambda *places: (next(found), 1))
+    work = kd_recipes.Work(tmp_path)
+    assert kd_table.read_tau(work) is None
+    assert [kd_table.make_tau(recipes, work, {}) for _ in range(2)] == [3, 3]
+    assert made == [("a-baseline-streaming", 0)]
+    assert kd_table.read_tau(work) == 3
+
+
 def check_rows(result: dict[str, object]) -> None:
     rows = result["rows"]
     assert isinstance(rows, list)
     places = [(row["name"], row["seed"], row["student"]) for row in rows]
     assert places == [
-        ("a-baseline-offline", 1, "offline"),
+        ("a-baseline-streaming", 1, "streaming"),
         ("c-path-streaming", 1, "streaming"),
         ("c-path-streaming", 2, "streaming"),
         ("d-collapsed-offline", 1, "offline"),

@@ -28,36 +28,50 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode with the student, match its tokens with the teacher's, print the median."""
     from statistics import median
 
-    from onebest_training.checkpoint import load_model
-    from onebest_training.decode import dev_batches, measure
     from onebest_training.delay import FRAME_MS, summarize
 
-    model, tokens, _ = load_model(arguments.checkpoint)
-    utterances = _utterances(arguments, tokens)
-    chosen = utterances[:: -(-len(utterances) // arguments.limit)]
     chunk = arguments.chunk_frames
-    delays = measure(model, dev_batches(chosen), tokens, [chunk], arguments.left_frames)[chunk].delays
+    places = arguments.checkpoint, arguments.targets, arguments.store
+    delays, count = measure_delays(*places, chunk, arguments.left_frames, arguments.limit)
     summary = summarize(delays)
     if summary is None:
         raise DataError(f"{arguments.checkpoint} recognises no token of the teacher's. Train it further.")
     print(
         f"tau: {median(delays):g} frames of {FRAME_MS} ms, the median of {len(delays)} tokens in "
-        f"{len(chosen)} cuts, chunks of {chunk} frames\n"
+        f"{count} cuts, chunks of {chunk} frames\n"
         f"mean {summary.mean_ms:.0f} ms, p50 {summary.p50_ms:.0f} ms, p90 {summary.p90_ms:.0f} ms"
     )
     return 0
 
 
-def _utterances(arguments: argparse.Namespace, tokens: TextEncoder) -> list[Utterance]:
+def measure_delays(
+    checkpoint: Path, targets: Path, store: Path, chunk_frames: int, left_frames: int = 128, limit: int = 400
+) -> tuple[list[int], int]:
+    """Return by how many frames a student is later than its teacher at each token, and of how many cuts.
+
+    Raises:
+        DataError: the targets have no cut of the store.
+    """
+    from onebest_training.checkpoint import load_model
+    from onebest_training.decode import dev_batches, measure
+
+    model, tokens, _ = load_model(checkpoint)
+    utterances = _utterances(targets, store, tokens)
+    chosen = utterances[:: -(-len(utterances) // limit)]
+    measured = measure(model, dev_batches(chosen), tokens, [chunk_frames], left_frames)
+    return measured[chunk_frames].delays, len(chosen)
+
+
+def _utterances(targets: Path, store: Path, tokens: TextEncoder) -> list[Utterance]:
     """Return the store's cuts that have a target, with the teacher's labels."""
     from onebest_training.batches import load_utterances
     from onebest_training.config import SourceConfig
     from onebest_training.features import FeatureStore
 
-    source = SourceConfig(str(arguments.store), targets=str(arguments.targets), labels="teacher")
-    utterances = load_utterances(FeatureStore(arguments.store), tokens, float("inf"), source)
+    source = SourceConfig(str(store), targets=str(targets), labels="teacher")
+    utterances = load_utterances(FeatureStore(store), tokens, float("inf"), source)
     if not utterances:
-        raise DataError(f"{arguments.targets} has no target for a cut of {arguments.store}.")
+        raise DataError(f"{targets} has no target for a cut of {store}.")
     return utterances
 
 
