@@ -272,10 +272,10 @@ class AsyncClient:
                 self._session_segments += 1
                 await self._settle(self._offset(message["end"]), message["acknowledged"])
             case "finished":
-                end = self._offset(message["seconds"])
-                await self._settle(end, end - self._base)
+                acknowledged = message["acknowledged"]
+                await self._settle(self._base + acknowledged, acknowledged)
                 self._session = None  # what comes now, another session takes
-                return self._finishing and self._settled >= self._outbox.end
+                return message["requested"] or (self._finishing and self._settled >= self._outbox.end)
             case "error":
                 raise ServerError(f"{self._url}: {message['message']}")
         return False

@@ -24,7 +24,10 @@ class Start:
 
     type: ClassVar[str] = "start"
     sample_rate: int = _field("samples a second of the audio", 16000)
-    encoding: str = _field("`float32` in [-1, 1] or `int16`, little-endian, mono", "float32")
+    encoding: str = _field(
+        "`float32` in [-1, 1] or `int16`, little-endian, mono; `opus`: a packet a message, at 48000",
+        "float32",
+    )
     hotwords: tuple[str, ...] = _field("words and phrases to expect", ())
     latency_ms: int | None = _field(
         "audio that one step takes in, one of those on offer; null: the server's", None
@@ -127,6 +130,7 @@ class Finished:
     segments: int = _field("`final` messages there were")
     seconds: float = _field("audio there was")
     requested: bool = _field("false if the server ended the session and not the client's `finish`")
+    acknowledged: int = _field("samples that the server has; all of them are in the texts")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Each protocol as a state machine: lists of messages and events in, lists of actions out."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -278,12 +279,26 @@ class TestOnebest:
         assert protocol.receive('{"type": "finish"}') == []
         actions = protocol.handle(Finished((HELLO, AGAIN), NOTHING, 5.0))
         assert [m.get("endpoint") for m in sent(actions)] == [True, False, None]
-        assert sent(actions)[-1] == {"type": "finished", "segments": 2, "seconds": 5.0, "requested": True}
+        assert sent(actions)[-1] == {"type": "finished", "segments": 2, "seconds": 5.0} | {
+            "requested": True,
+            "acknowledged": 0,
+        }
         assert actions[-1] == Close(1000)
 
     def test_the_server_ends(self):
         protocol, _ = start()
         assert sent(protocol.handle(Finished((), NOTHING, 5.0)))[-1]["requested"] is False
+
+    def test_opus_says_what_it_lacks(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "av", None)
+        with pytest.raises(ProtocolError, match="server-opus"):
+            start(encoding="opus", sample_rate=48000)
+
+    @pytest.mark.parametrize("message", [b"", b"\xff", b"\0" * 5000])
+    def test_what_is_no_opus_packet(self, message):
+        protocol, _ = start(encoding="opus", sample_rate=48000)
+        with pytest.raises(ProtocolError, match="Expected an Opus packet"):
+            protocol.receive(message)
 
     def test_hotwords_change(self):
         protocol, _ = start()
@@ -333,6 +348,7 @@ class TestOnebest:
         [
             {"sample_rate": 10},
             {"encoding": "mp3"},
+            {"encoding": "opus"},
             {"latency_ms": 100},
             {"hotwords": ["a", "b", "c"]},
             {"hotwords": ["a" * 101]},

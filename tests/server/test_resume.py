@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 
+import numpy as np
 import pytest
 from clients import finals, url
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny_model import make_audio
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from onebest.client import AsyncClient, Client, ServerError
@@ -269,6 +271,35 @@ class TestClient:
                 return texts
 
         assert asyncio.run(run()) == [*say(AUDIO[:32000]), *say(AUDIO[32000:64000])]
+
+    @pytest.mark.parametrize("length", [15993, 16007])  # to a millisecond: the second that 16000 are
+    def test_rounded_seconds_lose_and_double_nothing(self, length):
+        audio, taken = np.arange(16200, dtype=np.float32) / 20000, []
+
+        async def answer(connection):
+            taken.append(0)
+            requested = False
+            async for message in connection:
+                if isinstance(message, bytes):
+                    taken[-1] += len(message) // 4
+                requested = isinstance(message, str) and json.loads(message)["type"] == "finish"
+                if requested or (len(taken) == 1 and taken[0] >= length):
+                    break
+            have = length if len(taken) == 1 else taken[1]
+            finished = {"type": "finished", "segments": 0, "seconds": round(have / 16000, 3)}
+            await connection.send(json.dumps(finished | {"requested": requested, "acknowledged": have}))
+
+        async def run():
+            async with serve(answer, "127.0.0.1", 0) as server:
+                port = server.sockets[0].getsockname()[1]
+                async with asyncio.timeout(10), AsyncClient(f"ws://127.0.0.1:{port}") as client:
+                    await client.send(audio[:length])
+                    await client.send(audio[length:])
+                    await client.finish()
+                    return [event async for event in client]
+
+        asyncio.run(run())
+        assert taken[1:] == [len(audio) - length]
 
     def test_without_asyncio(self, serving, say):
         async def run():

@@ -92,7 +92,8 @@ def test_onebest(serving, say, encoding, rate):
     messages = asyncio.run(run())
     assert finals(messages) == say(audio, rate)
     assert messages[0]["type"] == "started"
-    assert messages[-1] == {"type": "finished", "segments": 1, "seconds": 4.0, "requested": True}
+    finished = {"type": "finished", "segments": 1, "seconds": 4.0, "requested": True}
+    assert messages[-1] == finished | {"acknowledged": len(audio)}
     assert sum(message["type"] == "partial" for message in messages) > 5
 
 

@@ -9,12 +9,17 @@ sample on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, auto
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
 
 from onebest.results import Segment
 from onebest.samples import HIGHEST_RATE, LOWEST_RATE
 from onebest_server import messages, protocol
+from onebest_server.opus import OPUS_RATE, OpusDecoder
 from onebest_server.protocol import (
     INVALID_DATA,
     POLICY,
@@ -36,7 +41,13 @@ from onebest_server.protocol import (
     pcm,
 )
 
-ENCODINGS = {"float32": "<f4", "int16": "<i2"}
+Decode = Callable[[bytes], npt.NDArray[Any]]
+#: Samples of a binary message, by the encoding; each session has its own.
+ENCODINGS: Mapping[str, Callable[[], Decode]] = {
+    "float32": lambda: partial(pcm, dtype="<f4"),
+    "int16": lambda: partial(pcm, dtype="<i2"),
+    "opus": lambda: OpusDecoder().decode,
+}
 LONGEST_HOTWORD = 100
 
 
@@ -54,7 +65,7 @@ class OnebestProtocol(Protocol):
     def __init__(self, handshake: Handshake):
         super().__init__(handshake)
         self._state = State.NEW
-        self._dtype = ""
+        self._decode: Decode | None = None
         self._samples = 0
         self._segments = 0
         self._kept: deque[messages.Final] = deque(maxlen=handshake.limits.replay_messages)
@@ -64,7 +75,8 @@ class OnebestProtocol(Protocol):
         """Take audio or one of the client's messages."""
         if isinstance(message, bytes):
             self._expect(State.RUNNING, "audio")
-            samples = pcm(message, self._dtype)
+            assert self._decode is not None, "a session that runs has started"
+            samples = self._decode(message)
             self._samples += len(samples)
             return [Audio(samples)]
         parsed = messages.parse(message)
@@ -93,7 +105,8 @@ class OnebestProtocol(Protocol):
             case protocol.Finished():
                 finals = list(self._finals(event, is_end=True))
                 requested = self._state is State.FINISHING
-                self._finished = messages.Finished(self._segments, round(event.seconds, 3), requested)
+                seconds = round(event.seconds, 3)
+                self._finished = messages.Finished(self._segments, seconds, requested, self._samples)
                 return [*finals, *self._end()]
             case protocol.Behind():
                 return [_send(messages.Behind(event.seconds))]
@@ -110,13 +123,15 @@ class OnebestProtocol(Protocol):
     def _start(self, start: messages.Start) -> list[Action]:
         latencies = self.handshake.latencies_ms
         if start.encoding not in ENCODINGS:
-            raise ProtocolError(INVALID_DATA, f"'encoding': expected {' or '.join(ENCODINGS)}.")
+            raise ProtocolError(INVALID_DATA, f"'encoding': expected {', '.join(ENCODINGS)}.")
         if not LOWEST_RATE <= start.sample_rate <= HIGHEST_RATE:
             raise ProtocolError(INVALID_DATA, f"'sample_rate': expected {LOWEST_RATE} to {HIGHEST_RATE}.")
+        if start.encoding == "opus" and start.sample_rate != OPUS_RATE:
+            raise ProtocolError(INVALID_DATA, f"'sample_rate': expected {OPUS_RATE} with opus.")
         if start.latency_ms is not None and start.latency_ms not in latencies:
             raise ProtocolError(INVALID_DATA, f"'latency_ms': expected one of {sorted(latencies)}.")
         hotwords = self._check_hotwords(start.hotwords)
-        self._state, self._dtype = State.RUNNING, ENCODINGS[start.encoding]
+        self._state, self._decode = State.RUNNING, ENCODINGS[start.encoding]()
         latency_ms, seconds = start.latency_ms or latencies[0], self.handshake.limits.detached_seconds
         started = messages.Started(self.handshake.session, latency_ms, seconds)
         return [Keep(), Open(start.sample_rate, hotwords, latency_ms, start.endpoints), _send(started)]
@@ -129,8 +144,8 @@ class OnebestProtocol(Protocol):
             )
         return hotwords
 
-    def _partial(self, partial: Segment) -> Send:
-        return _send(messages.Partial(self._segments, partial.text, round(partial.start, 3), self._samples))
+    def _partial(self, running: Segment) -> Send:
+        return _send(messages.Partial(self._segments, running.text, round(running.start, 3), self._samples))
 
     def _finals(self, progress: Progress, is_end: bool) -> Iterable[Action]:
         for segment in progress.segments:
