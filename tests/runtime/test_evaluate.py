@@ -95,7 +95,7 @@ def test_a_token_is_due_when_the_model_has_it_at_full_context(evaluate, recogniz
     assert content["due"] == "full context"
     early, whole = (Recognizer(recognizer.bundle, chunk_ms=ms) for ms in (320, 40_000))
     delays = []
-    for cut, samples in load_cuts(sort_cuts(read_cuts(manifest))):
+    for _, samples in load_cuts(sort_cuts(read_cuts(manifest))):
         due, found = (
             [TimedToken(hash(t.token), round(t.start / 0.04)) for t in each.transcribe(samples).tokens]
             for each in (whole, early)
