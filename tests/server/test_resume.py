@@ -226,7 +226,8 @@ class TestClient:
         assert broken > 1
         assert set(notices) == {"connection"}
         # One for the loss and one for the return; a break of a connection that is broken already brings none.
-        assert len(notices) % 2 == 0 and 2 <= len(notices) <= 2 * broken
+        assert len(notices) % 2 == 0
+        assert 2 <= len(notices) <= 2 * broken
 
     def test_a_server_that_is_restarted(self, serving, say):
         """The new server knows nothing: it gets the audio again from where the last segment ended."""
