@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from measuring import Results, make_parser, print_result, read_speech
 
 from onebest import Recognizer
 from onebest.commands.evaluate import FULL_CONTEXT_MS
-from onebest.delay import TimedToken, matched_delays
+from onebest.delay import TimedToken, matched_delays, timed_tokens
 from onebest.layout import SUBSAMPLING
-from onebest.results import FRAME_MS, FRAME_SECONDS, Token
+from onebest.results import FRAME_MS
 from onebest.targets import TargetStore
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280}
@@ -39,13 +38,13 @@ def main() -> None:
     shown: dict[str, list[int]] = defaultdict(list)
     for cut, samples in read_speech(arguments.manifest, arguments.limit):
         if targets is None:
-            reference = timed(offline.transcribe(samples).tokens, ids)
+            reference = timed_tokens(offline.transcribe(samples).tokens, ids)
         elif cut.id in targets:
             reference = targets.paths(cut.id)[0].emissions
         else:
             continue
         for name, recognizer in recognizers.items():
-            tokens = timed(recognizer.transcribe(samples).tokens, ids)
+            tokens = timed_tokens(recognizer.transcribe(samples).tokens, ids)
             emitted[name] += matched_delays(reference, tokens)
             at_end = [TimedToken(token, show(frame, recognizer)) for token, frame in tokens]
             shown[name] += matched_delays(reference, at_end)
@@ -69,14 +68,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--targets", type=Path, help="a teacher's paths, from onebest targets")
     return parser.parse_args()
-
-
-def timed(tokens: Sequence[Token], ids: dict[str, int]) -> list[TimedToken]:
-    """Return tokens with the encoder frames that emit them."""
-    return [
-        TimedToken(ids.setdefault(token.token, len(ids)), round(token.start / FRAME_SECONDS))
-        for token in tokens
-    ]
 
 
 def show(frame: int, recognizer: Recognizer) -> int:

@@ -7,8 +7,9 @@ from tone_corpus import FloatArray
 from onebest.frontend import SILENCE, compute_features
 from onebest_training.augment import (
     TELEPHONE_BIN,
-    augment,
     change_speed,
+    change_voice,
+    disturb,
     mix_noise,
     spec_augment,
     warp_frequency,
@@ -25,6 +26,13 @@ def make_frames(frames: int = 120, seed: int = 0) -> FloatArray:
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def augment(
+    features: FloatArray, config: AugmentConfig, noise: FloatArray | None, rng: np.random.Generator
+) -> FloatArray:
+    """One view of an utterance, as batches have it."""
+    return disturb(change_voice(features, config, rng), config, noise, rng)
 
 
 def db(energy: float) -> float:

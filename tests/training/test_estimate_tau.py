@@ -6,14 +6,13 @@ import pytest
 import torch
 from target_paths import make_path, random_log_probs
 from target_stores import write_targets
-from tone_corpus import PIECES, ToneCorpus, make_stage, tiny_config
+from tone_corpus import PIECES, ToneCorpus, make_talkative_run
 
 from onebest.cli import main
 from onebest_training.batches import Utterance
 from onebest_training.checkpoint import load, load_model, save
 from onebest_training.decode import dev_batches, transducer_greedy
 from onebest_training.features import FeatureStore
-from onebest_training.trainer import Trainer
 
 EARLIER = 2
 
@@ -21,12 +20,7 @@ EARLIER = 2
 @pytest.fixture(scope="module")
 def student(corpus: ToneCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights that emits a token every few frames. Not to be changed."""
-    trainer = Trainer(tiny_config(corpus, make_stage("a", 1)), tmp_path_factory.mktemp("student"))
-    trainer.folder.mkdir(exist_ok=True)
-    trainer.average["joiner.out.weight"] *= 10
-    trainer.average["joiner.out.bias"][0] += 6.0
-    trainer.save()
-    return trainer.path
+    return make_talkative_run(corpus, tmp_path_factory.mktemp("student"))
 
 
 @torch.no_grad()

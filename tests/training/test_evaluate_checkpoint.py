@@ -11,7 +11,7 @@ import torch
 from kaldialign import edit_distance
 from target_paths import make_path, random_log_probs
 from target_stores import write_targets
-from tone_corpus import PIECES, ToneCorpus, make_stage, tiny_config
+from tone_corpus import PIECES, ToneCorpus, make_talkative_run
 
 from onebest.cli import main
 from onebest_training.batches import load_utterances
@@ -25,7 +25,6 @@ from onebest_training.language_model import (
     load_language_model,
     save_language_model,
 )
-from onebest_training.trainer import Trainer
 from onebest_training.vocabulary import TextEncoder, train_vocabulary
 
 Row = dict[str, Any]
@@ -34,12 +33,7 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def checkpoint(corpus: ToneCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights that emit a token every few frames. Not to be changed."""
-    trainer = Trainer(tiny_config(corpus, make_stage("a", 1)), tmp_path_factory.mktemp("run"))
-    trainer.folder.mkdir(exist_ok=True)
-    trainer.average["joiner.out.weight"] *= 10
-    trainer.average["joiner.out.bias"][0] += 6.0
-    trainer.save()
-    return trainer.path
+    return make_talkative_run(corpus, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

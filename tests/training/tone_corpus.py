@@ -25,6 +25,7 @@ from onebest_training.config import (
     TrainConfig,
 )
 from onebest_training.features import SampleAugmentation, make_store
+from onebest_training.trainer import Trainer
 from onebest_training.vocabulary import train_vocabulary
 
 RATE = 16000
@@ -119,3 +120,13 @@ def make_stage(name: str, steps: int, **options: object) -> StageConfig:
         "augment": AugmentConfig(0.5, 0.3, (10.0, 20.0), 0.05, 0.1, 1, 8, 0.5, 6),
     }
     return StageConfig(name, steps, **{**defaults, **options})
+
+
+def make_talkative_run(corpus: ToneCorpus, folder: Path) -> Path:
+    """A checkpoint in FOLDER of random weights that emits a token every few frames; return its path."""
+    trainer = Trainer(tiny_config(corpus, make_stage("a", 1)), folder)
+    trainer.folder.mkdir(exist_ok=True)
+    trainer.average["joiner.out.weight"] *= 10
+    trainer.average["joiner.out.bias"][0] += 6.0
+    trainer.save()
+    return trainer.path

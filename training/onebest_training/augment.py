@@ -17,22 +17,14 @@ TELEPHONE_BIN = 62
 WARP_KNEE = 0.875
 
 
-def augment(
-    features: FloatArray, config: AugmentConfig, noise: FloatArray | None, rng: np.random.Generator
-) -> FloatArray:
-    """Return an altered copy of features [F, 80].
+def change_voice(features: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:
+    """Return features [F, 80] of a faster or slower, higher or lower voice: how long it speaks changes.
 
     Args:
         features: a clean utterance.
-        config: what may happen, how often and how strongly.
-        noise: frames [any, 80] of a background sound, used when the draw says so.
+        config: what may happen and how strongly.
         rng: decides everything.
     """
-    return disturb(change_voice(features, config, rng), config, noise, rng)
-
-
-def change_voice(features: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:
-    """Return features [F, 80] of a faster or slower, higher or lower voice: how long it speaks changes."""
     if config.speed:
         features = change_speed(features, 1.0 + config.speed * rng.uniform(-1.0, 1.0))
     if config.warp:
@@ -43,7 +35,14 @@ def change_voice(features: FloatArray, config: AugmentConfig, rng: np.random.Gen
 def disturb(
     features: FloatArray, config: AugmentConfig, noise: FloatArray | None, rng: np.random.Generator
 ) -> FloatArray:
-    """Return features [F, 80] at another level, with noise, over a telephone, masked; their length stays."""
+    """Return an altered copy of features [F, 80]: level, noise, telephone, masks; their length stays.
+
+    Args:
+        features: an utterance.
+        config: what may happen, how often and how strongly.
+        noise: frames [any, 80] of a background sound, used when the draw says so.
+        rng: decides everything.
+    """
     if config.volume:
         features = np.maximum(
             features + np.float32(config.volume * rng.uniform(-1.0, 1.0)), np.float32(SILENCE)

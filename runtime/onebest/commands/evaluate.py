@@ -17,11 +17,17 @@ from pathlib import Path
 from onebest.cli import Command
 from onebest.commands.transcribe import add_model_arguments
 from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts
-from onebest.delay import TimedToken, matched_delays, summarize
+from onebest.delay import (
+    DELAY_HEADING,
+    TimedToken,
+    format_delay,
+    matched_delays,
+    summarize,
+    timed_tokens,
+)
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest.normalize import normalize_text
 from onebest.recognizer import Recognizer
-from onebest.results import FRAME_MS, Result
 from onebest.targets import TargetStore
 from onebest.terminal import LiveLine
 
@@ -136,7 +142,7 @@ def _score(decoded: list[Decoded]) -> Score:
         substitutions=counts["sub"],
         wer=100 * sum(counts.values()) / max(words, 1),
         real_time_factor=spent / audio,
-        emission_delay_ms=delay and {"mean": delay.mean_ms, "p50": delay.p50_ms, "p90": delay.p90_ms},
+        emission_delay_ms=delay and delay.to_dict(),
     )
 
 
@@ -146,22 +152,15 @@ def format_table(scores: dict[str, Score]) -> str:
     has_delay = any(score.emission_delay_ms for score in scores.values())
     lines = [
         f"{'corpus':{width}}  {'cuts':>6}  {'hours':>6}  {'words':>7}  {'WER %':>6}"
-        f"  {'ins':>5}  {'del':>5}  {'sub':>5}  {'RTF':>6}"
-        + (f"  {'delay':>6}  {'p50':>5}  {'p90':>5}" if has_delay else "")
+        f"  {'ins':>5}  {'del':>5}  {'sub':>5}  {'RTF':>6}" + (DELAY_HEADING if has_delay else "")
     ]
     lines += [
         f"{name:{width}}  {score.cuts:6}  {score.hours:6.2f}  {score.words:7}  {score.wer:6.2f}"
         f"  {score.insertions:5}  {score.deletions:5}  {score.substitutions:5}  {score.real_time_factor:6.3f}"
-        + (_format_delay(score.emission_delay_ms) if has_delay else "")
+        + (format_delay(score.emission_delay_ms) if has_delay else "")
         for name, score in scores.items()
     ]
     return "\n".join(lines)
-
-
-def _format_delay(delay: dict[str, float] | None) -> str:
-    if delay is None:
-        return f"  {'-':>6}  {'-':>5}  {'-':>5}"
-    return f"  {delay['mean']:6.0f}  {delay['p50']:5.0f}  {delay['p90']:5.0f}"
 
 
 class Decoder:
@@ -218,20 +217,18 @@ class Decoder:
             reference = " ".join(segment.text or "" for segment in cut.supervisions)
             corpus = (cut.custom or {}).get("corpus", "unnamed")
             reference, hypothesis = normalize_text(reference), normalize_text(hypothesis)
-            delays = matched_delays(self._due(cut, samples), self._timed(result)) if self.due_by else ()
+            delays = (
+                matched_delays(self._due(cut, samples), timed_tokens(result.tokens, self._ids))
+                if self.due_by
+                else ()
+            )
             yield Decoded(cut.id, corpus, reference, hypothesis, cut.duration, seconds, tuple(delays))
 
     def _due(self, cut: Cut, samples: FloatArray) -> list[TimedToken]:
         """Return when the tokens of a cut are due; none if nobody has said."""
         if self._targets:
             return self._targets.paths(cut.id)[0].emissions if cut.id in self._targets else []
-        return self._timed(self._whole.transcribe(samples)) if self._whole else []
-
-    def _timed(self, result: Result) -> list[TimedToken]:
-        return [
-            TimedToken(self._ids[token.token], round(1000 * token.start / FRAME_MS))
-            for token in result.tokens
-        ]
+        return timed_tokens(self._whole.transcribe(samples).tokens, self._ids) if self._whole else []
 
 
 def _decode_all(cuts: list[Cut], decoder: Decoder | partial[Decoder], jobs: int) -> Iterator[Decoded]:

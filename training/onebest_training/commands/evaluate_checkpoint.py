@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebest.cli import Command
+from onebest.delay import DELAY_HEADING, format_delay, summarize
+from onebest.results import FRAME_MS
 
 if TYPE_CHECKING:
     from onebest.cuts import Cut
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     from onebest_training.decode import Measured, Search
     from onebest_training.vocabulary import TextEncoder
 
-FRAME_MS = 40
-_HEADING = f"{'corpus':16}  {'search':16}  {'words':>7}  {'WER %':>6}  {'delay':>6}  {'p50':>5}  {'p90':>5}"
+_HEADING = f"{'corpus':16}  {'search':16}  {'words':>7}  {'WER %':>6}" + DELAY_HEADING
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,25 +125,19 @@ def _first(cuts: list[Cut], limit: int | None) -> list[Cut]:
 
 
 def _figures(measured: Measured) -> dict[str, Any]:
-    from onebest_training.delay import summarize
-
     errors, words = measured.errors.transducer_errors, measured.errors.words
     delay = summarize(measured.delays)
     return {
         "words": words,
         "errors": errors,
         "wer": 100 * errors / max(words, 1),
-        "emission_delay_ms": delay and {"mean": delay.mean_ms, "p50": delay.p50_ms, "p90": delay.p90_ms},
+        "emission_delay_ms": delay and delay.to_dict(),
     }
 
 
 def _format(row: dict[str, Any]) -> str:
-    delay = row["emission_delay_ms"]
-    figures = [f"{delay[name]:.0f}" if delay else "-" for name in ("mean", "p50", "p90")]
-    return (
-        f"{row['corpus']:16}  {row['search']:16}  {row['words']:7}  {row['wer']:6.2f}"
-        f"  {figures[0]:>6}  {figures[1]:>5}  {figures[2]:>5}"
-    )
+    columns = f"{row['corpus']:16}  {row['search']:16}  {row['words']:7}  {row['wer']:6.2f}"
+    return columns + format_delay(row["emission_delay_ms"])
 
 
 command = Command("measure a checkpoint by greedy search, by beam search and with an LM", add_arguments, run)
