@@ -1,7 +1,7 @@
 """Modified beam search for transducers: at most one label a frame, hypotheses of the same labels added up.
 
 All hypotheses of all utterances of a batch go through the joiner together. A language model can steer the
-search by shallow fusion.
+search by shallow fusion, among the labels: whether one is emitted is the transducer's to say.
 
 Axis legend: B utterances, T frames, J joiner width, H hypotheses of all utterances, V vocabulary.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from onebest_training.language_model import LanguageModel
+from onebest_training.language_model import LanguageModel, fuse
 from onebest_training.strict import require
 from onebest_training.transducer import BLANK, Transducer
 
@@ -40,7 +40,7 @@ class SearchOptions:
 class Hypothesis(NamedTuple):
     """A result: labels, the frame of each on the best path found, and the log-probability.
 
-    The log-probability is that of all paths found, with the weighted one of the language model.
+    The log-probability is that of all paths found, with the language model's share in the labels' part of it.
     """
 
     labels: tuple[int, ...]
@@ -111,7 +111,7 @@ class _Search:
         logits = self._model.joiner(self._projected[at, frame], self._predicted[rows])
         log_probs = logits.double().log_softmax(1)
         if self._language_model is not None:
-            log_probs = log_probs + self._weight * self._lm_log_probs[rows]
+            log_probs = fuse(log_probs, self._weight * self._lm_log_probs[rows])
         extensions: list[list[_Extension]] = [[] for _ in active]
         for row, utterance in enumerate(self._utterances):
             if not active[utterance]:

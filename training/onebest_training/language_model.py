@@ -170,6 +170,17 @@ def train_language_model(
     return model.eval(), perplexity(model, held_out)
 
 
+def fuse(log_probs: Tensor, weighted: Tensor) -> Tensor:
+    """Add to the labels' log-probabilities [N, V] a language model's [N, V], times its weight.
+
+    The labels keep the mass that they had together, and the blank its own.
+    """
+    labels = log_probs[:, BLANK + 1 :] + weighted[:, BLANK + 1 :]
+    before = log_probs[:, BLANK + 1 :].logsumexp(1, keepdim=True)
+    labels = labels - labels.logsumexp(1, keepdim=True) + before
+    return torch.cat((log_probs[:, : BLANK + 1], labels), 1)
+
+
 @torch.inference_mode()
 def perplexity(model: LanguageModel, sentences: list[list[int]]) -> float:
     """Return the perplexity a token, the end of each sentence included."""

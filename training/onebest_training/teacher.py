@@ -18,7 +18,7 @@ from onebest_training.batches import pad_frames
 from onebest_training.beam import SearchOptions, beam_search
 from onebest_training.checkpoint import load_model
 from onebest_training.features import SAMPLES, find_front_end
-from onebest_training.language_model import LanguageModel, load_language_model
+from onebest_training.language_model import LanguageModel, fuse, load_language_model
 from onebest_training.lattice import transducer_loss_from_planes, viterbi
 from onebest_training.strict import require
 from onebest_training.targets import TeacherPath, make_path
@@ -149,17 +149,6 @@ def path_tokens(frames: list[int], labels: tuple[int, ...], num_frames: int) -> 
         tokens += [label for label, at in zip(labels, frames, strict=True) if at == frame]
         tokens.append(BLANK)
     return tokens
-
-
-def fuse(log_probs: Tensor, weighted: Tensor) -> Tensor:
-    """Add to the labels' log-probabilities [N, V] a language model's [N, V], times its weight.
-
-    The labels keep the mass that they had together, and the blank its own.
-    """
-    labels = log_probs[:, BLANK + 1 :] + weighted[:, BLANK + 1 :]
-    before = log_probs[:, BLANK + 1 :].logsumexp(1, keepdim=True)
-    labels = labels - labels.logsumexp(1, keepdim=True) + before
-    return torch.cat((log_probs[:, : BLANK + 1], labels), 1)
 
 
 def _keep(log_probs: Tensor, tokens: list[int], kept: int, score: float) -> TeacherPath:
