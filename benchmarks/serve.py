@@ -6,13 +6,14 @@ same run.
 N clients speak sherpa-onnx's protocol in real time, a recording each, and begin one after another over two
 seconds. A server carries N if the 95th percentile of the time from the last sample sent to the final text
 stays under 500 ms and every text is that of a stream decoded alone, in one of two tries. N is doubled until
-it is too much, then halved in between. Then clients hold half of it for a while: memory and its slope;
-memory a stream is what the server has grown by since its first client, over the most that were tried.
-sherpa-onnx does not pad; its clients send the silence that it needs with the last sample, and its texts are
-compared with what it says to one client alone.
+it is too much, then halved in between. The server has the first core to itself, the clients have the others.
+Then clients hold half of N for a while with a server just started: memory and its slope; memory a stream is
+what the server has grown by since its first client. sherpa-onnx does not pad; its clients send the silence
+that it needs with the last sample, and its texts are compared with what it says to one client alone.
 
-The last line is JSON: ``streams``, ``sherpa_onnx_streams``, ``ratio``, ``final_p95_ms`` and
-``bytes_a_stream``.
+The last line is JSON: ``streams``, ``sherpa_onnx_streams``, ``ratio``, ``partial_ms`` and ``final_ms`` at
+that many streams by percentile, ``final_p95_ms``, ``bytes_a_stream`` and ``growth_bytes_a_second``; the same
+of sherpa-onnx is under ``sides``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -28,6 +30,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +49,7 @@ SPREAD_SECONDS = 2.0
 LONGEST_P95_SECONDS = 0.5
 BATCH = 16
 #: A client gives up on a server that is this late.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,11 @@ def main() -> None:
     arguments = parse_arguments()
     bundle = load_bundle(arguments.model or DEFAULT_MODEL)
     clips = read_clips(arguments.clip_seconds)
+    server_cores, client_cores = share_cores()
+    os.sched_setaffinity(0, client_cores)
     with tempfile.TemporaryDirectory() as folder:
         sides = [onebest_side(bundle, arguments), sherpa_side(bundle, arguments, folder)]
-        measured = {side.name: measure(side, bundle, clips, arguments) for side in sides}
+        measured = {side.name: measure(side, bundle, clips, arguments, server_cores) for side in sides}
     report(bundle, measured, arguments)
 
 
@@ -102,16 +107,24 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, help="the model's folder (default: what ships)")
     parser.add_argument("--threads", type=int, default=1, help="threads that decode (default: 1)")
+    parser.add_argument("--first", type=int, default=32, help="streams that are tried first (default: 32)")
     parser.add_argument(
         "--most", type=int, default=1024, help="streams that are tried at most (default: 1024)"
     )
-    parser.add_argument("--clip-seconds", type=float, default=20.0, help="audio of a client (default: 20)")
-    parser.add_argument("--soak-seconds", type=float, default=120.0, help="length of the soak (default: 120)")
+    parser.add_argument("--clip-seconds", type=float, default=15.0, help="audio of a client (default: 15)")
+    parser.add_argument("--soak-seconds", type=float, default=90.0, help="length of the soak (default: 90)")
     parser.add_argument("--quick", action="store_true", help="little of everything: it runs, no more")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.most, arguments.clip_seconds, arguments.soak_seconds = 2, 1.0, 1.5
+        arguments.first, arguments.most = 2, 2
+        arguments.clip_seconds, arguments.soak_seconds = 1.0, 1.5
     return arguments
+
+
+def share_cores() -> tuple[set[int], set[int]]:
+    """Return the cores of the server and those of the clients: the same one where there is no other."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    return {first}, set(others) or {first}
 
 
 def read_clips(seconds: float) -> list[np.ndarray]:
@@ -138,32 +151,33 @@ def sherpa_side(bundle: Bundle, arguments: argparse.Namespace, folder: str) -> S
     return Side("sherpa-onnx", command, padding, bundle.sizes.chunk_frames, window_frames)
 
 
-def measure(side: Side, bundle: Bundle, clips: list[np.ndarray], arguments: argparse.Namespace) -> dict:
+def measure(
+    side: Side, bundle: Bundle, clips: list[np.ndarray], arguments: argparse.Namespace, cores: set[int]
+) -> dict:
     """Return the largest level that a server carries, all levels, and its memory."""
-    with serving(side) as (process, port):
+    with serving(side, cores) as (_, port):
         texts = [expected_text(side, port, bundle, clip) for clip in clips]
+        levels = asyncio.run(search(side, port, clips, texts, arguments.first, arguments.most))
+    best = max((level for level in levels if level.carried), key=lambda level: level.streams, default=None)
+    streams = best.streams if best else 0
+    held = max(1, streams // 2)
+    with serving(side, cores) as (process, port):
         asyncio.run(speak(side, port, clips[0], pace=0.0))
         before = resident_bytes(process.pid)
-        levels = asyncio.run(search(side, port, clips, texts, arguments.most))
-        best = max(
-            (level for level in levels if level.carried), key=lambda level: level.streams, default=None
-        )
-        streams = best.streams if best else 0
-        memory = asyncio.run(
-            soak(side, port, process.pid, clips, max(1, streams // 2), arguments.soak_seconds)
-        )
+        memory = asyncio.run(soak(side, port, process.pid, clips, held, arguments.soak_seconds))
     growth = memory.pop("largest_bytes") - before
-    memory["bytes_a_stream"] = round(max(0, growth) / max(1, *(level.streams for level in levels)))
+    memory["bytes_a_stream"] = round(max(0, growth) / held)
     return {"streams": streams, "best": best, "levels": levels, **memory}
 
 
 @contextmanager
-def serving(side: Side) -> Iterator[tuple[subprocess.Popen, int]]:
+def serving(side: Side, cores: set[int]) -> Iterator[tuple[subprocess.Popen, int]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     option = ["--port", str(port)] if side.name == "onebest" else [f"--port={port}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*side.command, *option], **quiet) as process:
+    pin = partial(os.sched_setaffinity, 0, cores)
+    with subprocess.Popen([*side.command, *option], preexec_fn=pin, **quiet) as process:
         try:
             wait_for(port, process)
             yield process, port
@@ -189,9 +203,11 @@ def expected_text(side: Side, port: int, bundle: Bundle, clip: np.ndarray) -> st
     return asyncio.run(speak(side, port, clip, pace=0.0)).text
 
 
-async def search(side: Side, port: int, clips: list[np.ndarray], texts: list[str], most: int) -> list[Level]:
+async def search(
+    side: Side, port: int, clips: list[np.ndarray], texts: list[str], first: int, most: int
+) -> list[Level]:
     """Try numbers of streams until the largest that is carried is known to a tenth."""
-    levels, carried, too_many, streams = [], 0, most + 1, min(2, most)
+    levels, carried, too_many, streams = [], 0, most + 1, min(first, most)
     while carried < streams < too_many:
         level = await try_level(side, port, clips, texts, streams)
         if not level.carried:  # once more: something else may have kept the machine busy
@@ -318,8 +334,11 @@ def report(bundle: Bundle, measured: dict[str, dict], arguments: argparse.Namesp
         "streams": ours["streams"],
         "sherpa_onnx_streams": theirs["streams"],
         "ratio": round(ours["streams"] / theirs["streams"], 2) if theirs["streams"] else None,
+        "partial_ms": ours["best"].partial_ms if ours["best"] else None,
+        "final_ms": ours["best"].final_ms if ours["best"] else None,
         "final_p95_ms": ours["best"].final_ms["p95"] if ours["best"] else None,
         "bytes_a_stream": ours["bytes_a_stream"],
+        "growth_bytes_a_second": ours["growth_bytes_a_second"],
         "threads": arguments.threads,
         "quick": arguments.quick,
         "sides": sides,

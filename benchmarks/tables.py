@@ -25,7 +25,7 @@ MODEL = ROOT / "runtime" / "onebest" / "model"
 NOT_MEASURED = "*Not measured yet.*"
 #: Which tables stand where.
 DOCUMENTS = {
-    "README.md": ("wer", "decode", "mic", "loss", "kd_table"),
+    "README.md": ("wer", "decode", "serve", "mic", "loss", "kd_table"),
     "docs/model-card.md": (
         "card",
         "data",
@@ -123,6 +123,25 @@ def decode_table(result: Results) -> str:
     caption = (
         f"{model_note(result)}, chunks of {result['model']['chunk_ms']} ms, "
         f"{result['repeats']} paired runs, medians; {footnote(result)}."
+    )
+    return grid(["", "onebest", "sherpa-onnx"], rows) + "\n\n" + caption
+
+
+def serve_table(result: Results) -> str:
+    sides = [result["sides"][name] for name in ("onebest", "sherpa-onnx")]
+    rows = [["live streams, at most", *(str(side["streams"]) for side in sides)]]
+    for key, label in (("final_ms", "final text after the last sample"), ("partial_ms", "partial text")):
+        found = [side["best"][key] if side["best"] else {} for side in sides]
+        cells = [" / ".join(whole(rates.get(f"p{part}")) for part in (50, 95, 99)) for rates in found]
+        rows.append([f"{label}, ms, p50 / p95 / p99", *cells])
+    rows.append(["memory a stream, MB", *(f"{side['bytes_a_stream'] / 1e6:.1f}" for side in sides)])
+    growth = (f"{side['growth_bytes_a_second'] / 1e3:.0f}" for side in sides)
+    rows.append(["growth under half of that load, kB a second", *growth])
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    chunks = f"{threads}, chunks of {result['model']['chunk_ms']} ms"
+    caption = (
+        f"A server on one core, {chunks}; clients in real time on the other; {model_note(result)}; "
+        f"{footnote(result)}."
     )
     return grid(["", "onebest", "sherpa-onnx"], rows) + "\n\n" + caption
 
@@ -269,6 +288,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "wer": wer_table,
     "decode": decode_table,
     "mic": mic_table,
+    "serve": serve_table,
     "loss": loss_table,
     "kd_table": kd_table,
     "emission": emission_table,

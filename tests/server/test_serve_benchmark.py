@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import tables
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 
 
@@ -17,3 +21,6 @@ def test_serve(tiny_folder):
         assert all(level["same_texts"] for level in side["levels"])
         assert side["levels"][0]["final_ms"].keys() == {"p50", "p95", "p99"}
         assert side["levels"][0]["partial_ms"].keys() == {"p50", "p95", "p99"}
+    table = tables.serve_table(result)
+    assert table.startswith("|  | onebest | sherpa-onnx |\n")
+    assert "| live streams, at most | 2 | 2 |" in table
