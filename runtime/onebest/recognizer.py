@@ -36,9 +36,11 @@ DEFAULT_MODEL = Path(__file__).parent / "model"
 TAIL_SAMPLES = SAMPLE_RATE // 2
 #: Longer chunks are for use offline: the last one ends with the tail instead of being filled up with silence.
 LONGEST_FILLED_CHUNK_FRAMES = 256
-#: A step takes so many streams, and its calls of the encoder so many chunks each: the states of more streams,
-#: 2.4 MB each, fit no processor's cache.
-_STREAMS_A_STEP, _CHUNKS_A_CALL = 16, 8
+#: A step takes so many streams.
+_STREAMS_A_STEP = 16
+#: Its calls of the encoder take those whose states fit a core's cache together: to stack larger ones and take
+#: them apart costs more than products of more rows save.
+_STATE_BYTES_A_CALL = 2**21
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -84,6 +86,8 @@ class Recognizer:
         first_search = start_state(self.bundle, self.bundle.sizes.context_size)
         self.blank_penalty = blank_penalty
         self.start_state = StepState(self.bundle.start_state(), first_search)
+        state_bytes = sum(cache.nbytes for cache in self.start_state.encoder.caches)
+        self._streams_a_call = max(1, _STATE_BYTES_A_CALL // state_bytes)
 
     def stream(
         self,
@@ -146,8 +150,7 @@ class Recognizer:
 
     def _step(self, batch: Sequence[Stream]) -> None:
         """Run a step of streams whose windows are of one length; at an error no state changes."""
-        count = max(1, _CHUNKS_A_CALL * self.bundle.sizes.chunk_frames // batch[0].next_window_frames)
-        encoded = [self._encode(part) for part in _cut(batch, count)]
+        encoded = [self._encode(part) for part in _cut(batch, self._streams_a_call)]
         encoder_states = [state for _, states in encoded for state in states]
         emissions, search_states = search(
             self.bundle,

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_model import make_audio, write_bundle
 
+import onebest.recognizer
 from onebest import Recognizer, StreamError
+from onebest.bundle import Bundle
 from onebest.recognizer import _STREAMS_A_STEP
 
 AUDIOS = [make_audio(seconds, seed) for seed, seconds in enumerate((2.0, 0.7, 1.3, 2.6))]
@@ -58,6 +60,26 @@ def test_more_streams_than_a_step_takes(recognizer):
         recognizer.advance(streams)
     for number, stream in enumerate(streams):
         assert stream.result == recognizer.transcribe(AUDIOS[0][number * 500 :])
+
+
+@pytest.mark.parametrize(("states", "expected"), [(0.5, [1, 1, 1, 1]), (2.5, [2, 2]), (100, [4])])
+def test_a_call_takes_the_streams_whose_states_fit_together(tiny_folder, monkeypatch, states, expected):
+    state = Recognizer(tiny_folder).start_state.encoder
+    limit = int(states * sum(cache.nbytes for cache in state.caches))
+    monkeypatch.setattr(onebest.recognizer, "_STATE_BYTES_A_CALL", limit)
+    recognizer = Recognizer(tiny_folder)
+    made, encode = [], Bundle.encode
+
+    def note(bundle, windows, states):
+        made.append(len(states))
+        return encode(bundle, windows, states)
+
+    monkeypatch.setattr(Bundle, "encode", note)
+    streams = [recognizer.stream() for _ in AUDIOS]
+    for stream, audio in zip(streams, AUDIOS, strict=True):
+        stream.push(audio)
+    recognizer.advance(streams)
+    assert made == expected
 
 
 def test_one_call_is_one_chunk(recognizer):

@@ -108,7 +108,8 @@ def cut(number: int, corpus: str, speaker: str, hours: float) -> SimpleNamespace
 
 
 def test_the_split_keeps_speakers_whole_and_forgets_texts(recipes: kd_recipes.Recipes) -> None:
-    table = replace(recipes.table, labelled_share=0.25)
+    corpora = ("librispeech", "common_voice_en", "other")
+    table = replace(recipes.table, labelled_share=0.25, corpora=corpora)
     train = [cut(index, "librispeech", f"s{index % 10}", 1.0) for index in range(20)]
     train += [cut(index, "common_voice_en", "x", 1.0) for index in range(10)]
     train += [cut(index, "speechocean762", "y", 1.0) for index in range(5)]
