@@ -38,7 +38,7 @@ def split(train: list[Cut], unlabelled: list[Cut], table: TableConfig) -> tuple[
     Raises:
         DataError: the corpus that is to be labelled is too small for its share.
     """
-    train = [cut for cut in train if cut.custom["corpus"] not in table.leave_out]
+    train, unlabelled = (_of_corpora(cuts, table.corpora) for cuts in (train, unlabelled))
     wanted = table.labelled_share * sum(cut.duration for cut in (*train, *unlabelled))
     speakers: dict[str, list[Cut]] = {}
     for cut in train:
@@ -59,6 +59,10 @@ def split(train: list[Cut], unlabelled: list[Cut], table: TableConfig) -> tuple[
     return labelled, [_without_text(cut) for cut in rest]
 
 
+def _of_corpora(cuts: list[Cut], corpora: tuple[str, ...]) -> list[Cut]:
+    return [cut for cut in cuts if cut.custom["corpus"] in corpora]
+
+
 def _without_text(cut: Cut) -> Cut:
     cut.supervisions = []
     return cut
@@ -73,5 +77,6 @@ def write_manifests(inputs: Inputs, table: TableConfig, work: Work) -> None:
     work.manifest(DEV).parent.mkdir(parents=True, exist_ok=True)
     unlabelled = list(read_cuts(inputs.unlabelled)) if inputs.unlabelled else []
     labelled, rest = split(list(read_cuts(inputs.train)), unlabelled, table)
-    for part, cuts in {"labelled": labelled, "unlabelled": rest, DEV: list(read_cuts(inputs.dev))}.items():
+    dev = _of_corpora(list(read_cuts(inputs.dev)), table.corpora)
+    for part, cuts in {"labelled": labelled, "unlabelled": rest, DEV: dev}.items():
         CutSet.from_cuts(cuts).to_file(work.manifest(part))

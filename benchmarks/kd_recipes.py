@@ -39,7 +39,7 @@ class TableConfig:
     Attributes:
         labelled_corpus: whose speakers are the labelled part.
         labelled_share: of all audio.
-        leave_out: corpora that are not trained on.
+        corpora: all that is trained on and measured.
         vocabulary_size: of everybody.
         student_blocks: blocks of the pre-trained encoder that the student keeps.
         tau_of: the row, without distillation, whose student's delay behind the teacher on dev is tau.
@@ -52,7 +52,7 @@ class TableConfig:
     vocabulary_size: int
     student_blocks: int
     tau_of: str
-    leave_out: tuple[str, ...] = ()
+    corpora: tuple[str, ...]
     targets: dict[str, TargetsConfig] = field(default_factory=dict)
     lm_width: int = 512
     lm_passes: int = 4

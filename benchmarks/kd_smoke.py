@@ -42,14 +42,14 @@ def make_smoke(folder: Path, recipes: Recipes, steps: int = 4) -> tuple[Inputs, 
     inputs = Inputs(*manifests, (folder / "text.txt",), str(folder / "model.bin"), folder / "encoder.pt")
     table = replace(
         recipes.table,
+        corpora=("librispeech", "common_voice_en"),
         labelled_share=0.25,
         vocabulary_size=PIECES,
         student_blocks=BLOCKS,
         lm_width=8,
         lm_passes=1,
     )
-    pretrained = recipes.teacher.model.encoder.pretrained
-    teacher = replace(ENCODER, pretrained=pretrained, inputs=2 * WIDTH)
+    teacher = replace(ENCODER, pretrained="whisper:", inputs=2 * WIDTH)
     small = Recipes(
         table,
         _shrink(recipes.teacher, teacher, steps),
