@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the configuration, build the trainer, train under a progress bar."""
     import torch
 
+    from onebest_training.bf16 import advise
     from onebest_training.config import load_config
     from onebest_training.parallel import leave
     from onebest_training.trainer import Trainer
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)
         if trainer.processes.is_first:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
+            advise(config.bf16, trainer.device)
             _run_under_a_bar(trainer)
         else:
             trainer.run()
