@@ -27,7 +27,7 @@ def make_batch(lengths: list[int] = LENGTHS, labels: list[list[int]] = LABELS) -
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(len(lengths), SUBSAMPLING * max(lengths) + PAD_FRAMES, 80, generator=generator)
     most = max(map(len, labels))
-    padded = torch.tensor([row + [0] * (most - len(row)) for row in labels])
+    padded = torch.tensor([row + [0] * (most - len(row)) for row in labels], dtype=torch.int64)
     counts = torch.tensor([len(row) for row in labels])
     return Batch(features, torch.tensor(lengths), padded, counts, [""] * len(lengths))
 

@@ -95,8 +95,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(
     ]
 
 
+@pytest.mark.parametrize("labels", ["none", "silence"])
 def test_sound_alone_needs_no_text(
-    corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture, labels: str
 ) -> None:
     changes: dict[int, dict[str, object]] = {
         0: {"text": "abed " * 60},
@@ -105,7 +106,7 @@ def test_sound_alone_needs_no_text(
     }
     store = copy_store(corpus.store, tmp_path / "store", changes)
     with caplog.at_level(logging.WARNING):
-        kept = load_utterances(store, tokens, 20.0, SourceConfig("", labels="none"))
+        kept = load_utterances(store, tokens, 20.0, SourceConfig("", labels=labels))
     assert [record.message for record in caplog.records] == ["1 cuts left out: longer than 20 s"]
     assert len(kept) == 47
     assert all((utterance.text, utterance.labels) == ("", ()) for utterance in kept)

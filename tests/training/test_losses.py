@@ -23,6 +23,7 @@ from onebest_training.batches import Batch
 from onebest_training.lattice import transducer_loss
 from onebest_training.losses import compute_losses
 from onebest_training.outputs import labels_fit
+from onebest_training.transducer import BLANK
 
 
 def test_ctc_alone() -> None:
@@ -142,3 +143,23 @@ def test_chunks_and_contexts_are_drawn_from_those_of_the_stage(monkeypatch: pyte
     for seed in range(40):
         compute_losses(model, batch, stage, np.random.default_rng(seed))
     assert seen == {(chunk, left) for chunk in (0, 4, 8) for left in (2, 16)}
+
+
+@pytest.mark.parametrize("band", [0, 3])
+@pytest.mark.parametrize("labels", [[[], [2, 1]], [[], []]])
+def test_where_nothing_is_said_the_loss_is_that_of_blanks(band: int, labels: list[list[int]]) -> None:
+    model, batch = make_model(), make_batch([5, 6], labels)
+    losses = compute(model, batch, stage_with(ctc=1.0, transducer=1.0, band=band))
+    second = Batch(*(part[1:] for part in batch[:5]))
+    spoken = compute(model, second, stage_with(ctc=1.0, transducer=1.0, band=band))
+    count = max(1, sum(map(len, labels)))
+    encoded, empty = encode(model, batch), torch.zeros(1, 0, dtype=torch.int64)
+    predicted = model.predictor(model.predictor.contexts(empty))[0, 0]
+    by_transducer = -model.joiner(model.projection(encoded), predicted).log_softmax(2)[..., BLANK]
+    by_ctc = -model.ctc(encoded).log_softmax(2)[..., BLANK]
+    for name, blanks in (("transducer", by_transducer), ("ctc", by_ctc)):
+        total = blanks[0, :5].sum()
+        total = total + (spoken[name] * 2 if count > 1 else blanks[1].sum())
+        torch.testing.assert_close(losses[name], total / count)
+    assert all(grad.isfinite().all() for grad in gradients(model, losses["loss"]).values())
+    assert losses["left_out"] == 0

