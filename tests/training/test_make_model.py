@@ -13,7 +13,7 @@ import make_model
 from make_model import HALVES, MODEL, RULES, SPOKEN, Build
 from small_model import PARTS, make_inputs, shrink
 
-from onebest.cuts import read_cuts
+from onebest.cuts import load_cuts, read_cuts
 from onebest_training.checkpoint import load
 from onebest_training.trainer import Trainer
 
@@ -69,12 +69,16 @@ def test_each_thing_is_made_once_and_whole(tmp_path: Path, monkeypatch: pytest.M
         build.need("other.json")
 
 
-def test_the_halves_of_the_noise_share_nothing(tmp_path: Path) -> None:
-    build = Build(make_inputs(tmp_path), tmp_path)
+def test_the_halves_of_the_noise_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = Path("work")
+    build = Build(make_inputs(work), work)
     halves = [{cut.id for cut in read_cuts(build.need(f"{name}.jsonl.gz"))} for name in HALVES]
     assert halves[0] | halves[1] == {cut.id for cut in read_cuts(build.data / "noise.jsonl.gz")}
     assert not halves[0] & halves[1]
     assert all(halves)
+    for _, samples in load_cuts(read_cuts(work / "silence.jsonl.gz")):
+        assert len(samples) > 0
 
 
 def test_whisper_base_comes_in_parts(tmp_path: Path) -> None:

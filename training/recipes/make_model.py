@@ -181,7 +181,7 @@ class Build:
 
         from onebest.cuts import read_cuts
 
-        sounds = sorted(read_cuts(self.data / "noise.jsonl.gz"), key=lambda cut: cut.id)
+        sounds = sorted(read_cuts((self.data / "noise.jsonl.gz").resolve()), key=lambda cut: cut.id)
         CutSet.from_cuts(sounds[HALVES.index(name) :: 2]).to_file(path)
 
     def store(self, path: Path, part: str, speed: str | None) -> None:
