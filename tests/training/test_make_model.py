@@ -72,6 +72,7 @@ def test_each_thing_is_made_once_and_whole(tmp_path: Path, monkeypatch: pytest.M
 def test_the_halves_of_the_noise_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     work = Path("work")
+    work.mkdir()
     build = Build(make_inputs(work), work)
     halves = [{cut.id for cut in read_cuts(build.need(f"{name}.jsonl.gz"))} for name in HALVES]
     assert halves[0] | halves[1] == {cut.id for cut in read_cuts(build.data / "noise.jsonl.gz")}
