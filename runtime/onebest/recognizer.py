@@ -213,6 +213,12 @@ class Stream:
         least = sizes.pad_frames + 1 if self._ended else sizes.window_frames
         return self._waiting_frames >= least
 
+    @property
+    def waiting_chunks(self) -> int:
+        """Whole chunks that wait; the last one of an utterance may be there besides."""
+        sizes = self.recognizer.bundle.sizes
+        return max(0, self._waiting_frames - sizes.pad_frames) // sizes.chunk_frames
+
     def accept(self, samples: npt.NDArray[Any]) -> Result:
         """Take the next samples [S] and return what has been recognised so far.
 
@@ -297,8 +303,7 @@ class Stream:
     def next_window_frames(self) -> int:
         """Feature frames of the window that waits."""
         sizes = self.recognizer.bundle.sizes
-        whole = (self._waiting_frames - sizes.pad_frames) // sizes.chunk_frames
-        steps = max(1, min(whole, self._chunks_a_step))
+        steps = max(1, min(self.waiting_chunks, self._chunks_a_step))
         return min(self._waiting_frames, steps * sizes.chunk_frames + sizes.pad_frames)
 
     def next_window(self) -> FloatArray:

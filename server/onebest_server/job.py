@@ -1,9 +1,10 @@
 """The decoding half of a session: a queue of work, done in order by whichever thread has the job's turn.
 
 The event loop puts work in, a thread of the scheduler takes it out; what comes of it are events. One turn
-is at most one chunk, so that no client takes more than its share:
+is a few chunks at most, so that no client takes more than its share; where more than one waits, because the
+machine is busy or the client sends fast, they cost less together:
 
-    feed()     work from the queue goes into the stream until a chunk is ready
+    feed()     work from the queue goes into the stream until chunks are ready
     (advance)  the scheduler decodes the ready chunks of all jobs in its batch
     collect()  the events that followed
 
@@ -38,8 +39,12 @@ from onebest_server.protocol import (
     Work,
 )
 
-#: Longer pieces of audio are queued in parts of this length, so that one turn completes about one chunk.
+#: Longer pieces of audio are queued in parts of this length, so that one of them completes about one chunk.
 PART_SECONDS = 0.5
+#: A turn takes no more of what waits once it has so many chunks.
+CHUNKS_A_TURN = 4
+#: With no more audio than this before its end, one turn or two complete an utterance.
+LAST_SECONDS = CHUNKS_A_TURN * PART_SECONDS
 #: What a client is told of an error that is not its own.
 FAILED = "The server failed to decode this audio."
 
@@ -86,7 +91,7 @@ class Job:
         self._stream: Stream | None = None
         self._sample_rate = 0
         self._events: list[Event] = []
-        self._owes_reply = self._failed = self._cancelled = False
+        self._owes_reply = self._failed = self._cancelled = self._stream_ended = False
         self._fed = self._ended = 0.0
         self._received_seconds = self._taken_seconds = self._collected_seconds = 0.0
 
@@ -134,12 +139,22 @@ class Job:
             return False
         return bool(self._queue) or (self._stream is not None and self._stream.ready)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether all audio of an utterance is here, and so little of it left that a turn or two complete it."""
+        if self._stream_ended:
+            return True
+        try:
+            return isinstance(self._queue[-1].work, End) and self.queued_seconds <= LAST_SECONDS
+        except IndexError:
+            return False
+
     def feed(self) -> Stream | None:
-        """Move work into the stream until a chunk is ready; return the stream if one is."""
+        """Move work into the stream until it has chunks for a turn; return the stream if it has one."""
         if self._cancelled:
             return None
         try:
-            while self._queue and not self._stream_waits():
+            while self._queue and self._may_take(self._queue[0].work):
                 self._take(self._queue.popleft())
         except (AudioError, ConfigError) as error:
             self.fail(INVALID_DATA, str(error))
@@ -148,9 +163,13 @@ class Job:
             self.fail(INTERNAL, FAILED)
         return self._stream if self._stream and self._stream.ready and not self._failed else None
 
-    def _stream_waits(self) -> bool:
-        """Whether the stream has a chunk to be decoded or a final result to be collected."""
-        return self._stream is not None and (self._stream.ready or self._stream.result.is_final)
+    def _may_take(self, work: Work) -> bool:
+        """Whether work may go into the stream before what it has is decoded and collected."""
+        stream = self._stream
+        if stream is None or not stream.ready:
+            return stream is None or not stream.result.is_final
+        more = isinstance(work, (Audio, End)) and not self._owes_reply
+        return more and stream.waiting_chunks < CHUNKS_A_TURN
 
     def _take(self, entry: _Entry) -> None:
         work = entry.work
@@ -167,7 +186,7 @@ class Job:
         elif isinstance(work, SetHotwords):
             self._stream.set_hotwords(choose_hotwords(work, self._stream.recognizer))
         elif isinstance(work, End):
-            self._ended = entry.arrived
+            self._ended, self._stream_ended = entry.arrived, True
             self._stream.end()
 
     def _reply(self) -> None:
@@ -188,7 +207,7 @@ class Job:
             if self._stream.result.is_final:
                 turn.final_latency = now - self._ended
                 self._report(Finished)
-                self._stream = None
+                self._stream, self._stream_ended = None, False
             elif advanced:
                 self._report(Stepped)
                 self._reply()

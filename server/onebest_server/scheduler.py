@@ -1,7 +1,9 @@
-"""Threads that decode the ready chunks of all sessions in batches, one chunk a session and turn.
+"""Threads that decode the ready chunks of all sessions in batches, a few chunks a session and turn at most.
 
-Jobs with work stand in one line. A thread takes its share of those in front, decodes a chunk of each in one
-batch, and sends those with more work to the back: every client gets its turn, however much it has sent.
+Jobs with work stand in one line. A thread takes its share of those in front, decodes what is ready of each in
+one batch, and sends those with more work to the back: every client gets its turn, however much it has sent.
+Who has said all and waits for the last words may pass the others, yet has half of a batch at most. Under load
+the others' turns come later, and then have several chunks, which cost less together.
 onnxruntime releases the interpreter's lock, so threads use as many cores.
 """
 
@@ -13,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from onebest.recognizer import Recognizer, Stream
 from onebest_server.job import FAILED, Job, Turn
@@ -27,7 +30,7 @@ class Batch:
 
     Attributes:
         turns: each job with what its turn gave.
-        size: chunks that were decoded together.
+        size: jobs whose chunks were decoded together.
         busy_seconds: how long it took.
     """
 
@@ -42,7 +45,7 @@ class Scheduler:
     Args:
         report: called by a thread after each batch.
         threads: how many there are.
-        largest_batch: chunks that are decoded together at most.
+        largest_batch: jobs whose chunks are decoded together at most.
     """
 
     def __init__(self, report: Callable[[Batch], None], threads: int = 1, largest_batch: int = 16):
@@ -89,11 +92,14 @@ class Scheduler:
             self._changed.wait_for(lambda: self._line or self._stopped)
             if self._stopped:
                 return {}
-            share = -(-len(self._line) // len(self._threads))
-            return {self._line.popleft(): False for _ in range(min(share, self._largest_batch))}
+            share = min(-(-len(self._line) // len(self._threads)), self._largest_batch)
+            passing = islice((job for job in self._line if job.is_ending), -(-share // 2))
+            jobs = dict.fromkeys(islice(dict.fromkeys([*passing, *self._line]), share), False)
+            self._line = deque(job for job in self._line if job not in jobs)
+            return jobs
 
     def _decode(self, jobs: dict[Job, bool]) -> int:
-        """Decode a chunk of each job that has one, note so in ``jobs``, and return how many there were."""
+        """Decode what is ready of each job, note in ``jobs`` for which it was, and return how many there were."""
         groups: dict[Recognizer, dict[Job, Stream]] = {}
         for job in jobs:
             if (stream := job.feed()) is not None:

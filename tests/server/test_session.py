@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onebest.errors import AudioError
-from onebest_server.job import Job
+from onebest_server.job import CHUNKS_A_TURN, Job
 from onebest_server.limits import Limits, describe_limits
 from onebest_server.metrics import Metrics
 from onebest_server.protocol import (
@@ -25,6 +25,7 @@ from onebest_server.protocol import (
     Open,
     Protocol,
     Send,
+    SetHotwords,
     Stepped,
 )
 from onebest_server.scheduler import Scheduler
@@ -50,7 +51,7 @@ class FakeRecognizer:
     def advance(self, streams):
         self.batches.append([stream.name for stream in streams])
         for stream in streams:
-            stream.waiting -= min(stream.waiting, 1600)
+            stream.waiting -= min(stream.waiting, 1600 * max(1, stream.waiting_chunks))
 
 
 class FakeStream:
@@ -69,6 +70,10 @@ class FakeStream:
 
     def end(self):
         self.ended = True
+
+    @property
+    def waiting_chunks(self):
+        return self.waiting // 1600
 
     @property
     def ready(self):
@@ -102,14 +107,28 @@ def take_turns(job, recognizer):
 
 
 class TestJob:
-    def test_a_turn_is_at_most_a_chunk(self):
+    def test_a_turn_is_a_chunk_or_a_few_that_wait(self):
         recognizer = FakeRecognizer()
         job = make_job(recognizer)
-        for work in (Open(16000), audio(0.35), End()):
+        job.put(Open(16000))
+        for _ in range(3):
+            job.put(audio(0.1))
+            assert take_turns(job, recognizer) == [[Stepped]]
+        for work in (*[audio(0.1)] * (2 * CHUNKS_A_TURN), audio(0.05), End()):
             job.put(work)
-        assert take_turns(job, recognizer) == [[Stepped], [Stepped], [Stepped], [Finished]]
+        assert take_turns(job, recognizer) == [[Stepped], [Stepped], [Finished]]
         assert job.queued_seconds == 0
-        assert job.taken_seconds == pytest.approx(0.35)
+        assert job.taken_seconds == pytest.approx(0.35 + 0.2 * CHUNKS_A_TURN)
+
+    def test_hotwords_count_from_where_they_stand(self):
+        recognizer, log = FakeRecognizer(), []
+        stream = FakeStream(recognizer)
+        stream.set_hotwords = lambda phrases: log.append((phrases, stream.samples, stream.waiting_chunks))
+        job = Job(lambda wish: stream, Clock())
+        for work in (Open(16000), audio(0.2), SetHotwords(("word",)), audio(0.2), End()):
+            job.put(work)
+        assert take_turns(job, recognizer) == [[Stepped], [Finished]]
+        assert log == [(("word",), 3200, 0)]
 
     def test_long_audio_is_queued_in_parts_and_replied_once(self):
         recognizer = FakeRecognizer()
@@ -120,7 +139,7 @@ class TestJob:
         assert job.queued_seconds == 1.5
         job.collect(False)
         kinds = [kind for turn in take_turns(job, recognizer) for kind in turn]
-        assert kinds == [Stepped] * 20 + [Accepted]
+        assert kinds == [Stepped] * 4 + [Accepted]
 
     def test_every_message_has_its_reply_empty_ones_too(self):
         recognizer = FakeRecognizer()
@@ -135,7 +154,7 @@ class TestJob:
         job = make_job(recognizer)
         for work in (Open(16000), End(), Open(16000), audio(0.1), End()):
             job.put(work)
-        assert take_turns(job, recognizer) == [[Finished], [Stepped], [Finished]]
+        assert take_turns(job, recognizer) == [[Finished], [Finished]]
 
     def test_bad_audio_ends_the_job(self):
         job = make_job(FakeRecognizer())
@@ -208,16 +227,23 @@ class TestScheduler:
 
     def test_jobs_are_decoded_together(self):
         recognizer = FakeRecognizer()
-        self.run(self.make(recognizer, 0.2, 0.2, 0.2))
+        self.run(self.make(recognizer, 0.6, 0.6, 0.6))
         assert recognizer.batches == [[0, 1, 2], [0, 1, 2]]
 
     def test_who_has_more_waits_for_who_has_less(self):
         ended = self.run(self.make(FakeRecognizer(), 30.0, 0.1, 0.2), largest_batch=1)
         assert ended == [1, 2, 0]
 
+    def test_the_end_of_an_utterance_passes_what_goes_on(self):
+        recognizer = FakeRecognizer()
+        jobs = self.make(recognizer, 30.0, 30.0, 30.0, 0.6, 0.6, 0.6)
+        ended = self.run(jobs, largest_batch=2)
+        assert ended[:3] == [3, 4, 5]
+        assert recognizer.batches[:7] == [[3, 0], [4, 1], [5, 2], [3, 0], [4, 1], [5, 2], [0, 1]]
+
     def test_batches_are_limited_and_turns_go_round(self):
         recognizer = FakeRecognizer()
-        self.run(self.make(recognizer, *[0.2] * 5), largest_batch=2)
+        self.run(self.make(recognizer, *[0.6] * 5), largest_batch=2)
         assert max(map(len, recognizer.batches)) == 2
         first_turns = [name for batch in recognizer.batches for name in batch][:5]
         assert first_turns == [0, 1, 2, 3, 4]
@@ -225,7 +251,7 @@ class TestScheduler:
     def test_a_batch_that_fails_takes_no_other_with_it(self):
         good, bad = FakeRecognizer(), FakeRecognizer()
         bad.advance = lambda streams: 1 / 0
-        jobs = [*self.make(good, 0.5), *self.make(bad, 0.5)]
+        jobs = [*self.make(good, 2.5), *self.make(bad, 2.5)]
         assert sorted(self.run(jobs)) == [0, 1]
         assert len(good.batches) == 5
 
@@ -247,7 +273,7 @@ class TestScheduler:
             scheduler.submit(job)
         assert done.wait(10)
         scheduler.stop()
-        assert sum(map(len, recognizer.batches)) == 200
+        assert sum(map(len, recognizer.batches)) == 40
 
 
 class Talk(Protocol):
@@ -402,10 +428,10 @@ class TestSession:
         self.make(behind_seconds=2.0)
         self.say("open", bytes(4 * 16000 * 9))
         recognizer_sees = self.session.job
-        for _ in range(30):
+        for _ in range(6):
             self.recognizer.advance([recognizer_sees.feed()])
             self.session.deliver(recognizer_sees.collect(True))
-            self.after(0.1)
+            self.after(0.5)
         assert not any(isinstance(event, Behind) for event in self.protocol.events)
 
     def test_a_lost_connection_ends_a_session(self):
