@@ -43,8 +43,8 @@ from onebest_server.protocol import (
 PART_SECONDS = 0.5
 #: A turn takes no more of what waits once it has so many chunks.
 CHUNKS_A_TURN = 4
-#: With no more audio than this before its end, one turn or two complete an utterance.
-LAST_SECONDS = CHUNKS_A_TURN * PART_SECONDS
+#: With no more audio than this before its end, two turns or three complete an utterance.
+LAST_SECONDS = 2 * CHUNKS_A_TURN * PART_SECONDS
 #: What a client is told of an error that is not its own.
 FAILED = "The server failed to decode this audio."
 
@@ -141,7 +141,7 @@ class Job:
 
     @property
     def is_ending(self) -> bool:
-        """Whether all audio of an utterance is here, and so little of it left that a turn or two complete it."""
+        """Whether all audio of an utterance is here, and little of it left."""
         if self._stream_ended:
             return True
         try:

@@ -2,8 +2,8 @@
 
 Jobs with work stand in one line. A thread takes its share of those in front, decodes what is ready of each in
 one batch, and sends those with more work to the back: every client gets its turn, however much it has sent.
-Who has said all and waits for the last words may pass the others, yet has half of a batch at most. Under load
-the others' turns come later, and then have several chunks, which cost less together.
+Who has said all and waits for the last words may pass the others, yet has three quarters of a batch at most.
+Under load the others' turns come later, and then have several chunks, which cost less together.
 onnxruntime releases the interpreter's lock, so threads use as many cores.
 """
 
@@ -93,13 +93,13 @@ class Scheduler:
             if self._stopped:
                 return {}
             share = min(-(-len(self._line) // len(self._threads)), self._largest_batch)
-            passing = islice((job for job in self._line if job.is_ending), -(-share // 2))
+            passing = islice((job for job in self._line if job.is_ending), max(1, 3 * share // 4))
             jobs = dict.fromkeys(islice(dict.fromkeys([*passing, *self._line]), share), False)
             self._line = deque(job for job in self._line if job not in jobs)
             return jobs
 
     def _decode(self, jobs: dict[Job, bool]) -> int:
-        """Decode what is ready of each job, note in ``jobs`` for which it was, and return how many there were."""
+        """Decode what is ready of each job, note in ``jobs`` whose it was, and return how many had something."""
         groups: dict[Recognizer, dict[Job, Stream]] = {}
         for job in jobs:
             if (stream := job.feed()) is not None:
