@@ -99,7 +99,7 @@ class Scheduler:
             return jobs
 
     def _decode(self, jobs: dict[Job, bool]) -> int:
-        """Decode what is ready of each job, note in ``jobs`` whose it was, and return how many had something."""
+        """Decode what is ready of each job, note in ``jobs`` whose it was, and return of how many it was."""
         groups: dict[Recognizer, dict[Job, Stream]] = {}
         for job in jobs:
             if (stream := job.feed()) is not None:
