@@ -107,12 +107,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, help="the model's folder (default: what ships)")
     parser.add_argument("--threads", type=int, default=1, help="threads that decode (default: 1)")
-    parser.add_argument("--first", type=int, default=32, help="streams that are tried first (default: 32)")
+    parser.add_argument("--first", type=int, default=64, help="streams that are tried first (default: 64)")
     parser.add_argument(
         "--most", type=int, default=1024, help="streams that are tried at most (default: 1024)"
     )
     parser.add_argument("--clip-seconds", type=float, default=15.0, help="audio of a client (default: 15)")
-    parser.add_argument("--soak-seconds", type=float, default=90.0, help="length of the soak (default: 90)")
+    parser.add_argument("--soak-seconds", type=float, default=60.0, help="length of the soak (default: 60)")
     parser.add_argument("--quick", action="store_true", help="little of everything: it runs, no more")
     arguments = parser.parse_args()
     if arguments.quick:

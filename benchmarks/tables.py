@@ -80,6 +80,8 @@ def fill(text: str, names: Sequence[str], folder: Path, where: str = "README.md"
             raise ValueError(f"{where}: expected one <!-- {name} --> with its <!-- /{name} -->")
         result = read(MODEL / "card.json" if name in CARD_TABLES else folder / f"{name}.json")
         body = NOT_MEASURED if result is None else TABLES[name](result)
+        if result is not None and name in COMMANDS:
+            body += f" Command: `{COMMANDS[name]}`."
         text = marks.sub(lambda _, body=body: f"{body}\n", text)
     return text
 
@@ -279,6 +281,20 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
+_OF_MODEL = "make bench-model DEV=MANIFEST NOISE=MANIFEST"
+#: What makes a result.
+COMMANDS = {
+    "wer": "make bench-wer DEV=MANIFEST",
+    "decode": "make bench-decode",
+    "mic": "make bench-mic",
+    "serve": "make bench-serve",
+    "loss": "make bench-loss",
+    "kd_table": "make bench-kd DATA=FOLDER WHISPER=FOLDER ENCODER=FILE",
+    "emission": _OF_MODEL,
+    "robustness": _OF_MODEL,
+    "noise_only": _OF_MODEL,
+    "long_audio": _OF_MODEL,
+}
 #: From the model's card and not from a result.
 CARD_TABLES = ("card", "data", "limits")
 TABLES: dict[str, Callable[[Results], str]] = {
