@@ -11,6 +11,8 @@ RESULTS := benchmarks/results
 SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium nginx-light
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 CHECKPOINT := training/checkpoints/onebest-en.pt
+# What is done at once in the distillation table.
+JOBS ?= 2
 
 .PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-model bench-edge bench-serve bench-kd tables model model-small wheel clean
 
@@ -112,7 +114,7 @@ bench-model: $(STAMP)
 # About three hours of a core; what is finished is used again. WHISPER is Whisper base's folder, ENCODER the student's weights.
 bench-kd: $(STAMP)
 	@test -n "$(DATA)" || { echo "make bench-kd DATA=FOLDER WHISPER=FOLDER ENCODER=FILE" >&2; exit 1; }
-	$(BIN)/python benchmarks/kd_table.py $(DATA) --whisper $(WHISPER) --encoder $(ENCODER)
+	$(BIN)/python benchmarks/kd_table.py $(DATA) --whisper $(WHISPER) --encoder $(ENCODER) --jobs $(JOBS)
 
 # The tables of the README and the model card, and the model's own card, from the results above.
 tables: $(STAMP)

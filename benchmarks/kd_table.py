@@ -1,6 +1,6 @@
 """Students with and without distillation, beside the paper's gains: benchmarks/results/kd_table.json.
 
-    python benchmarks/kd_table.py DATA --whisper FOLDER --encoder FILE [--work DIR] [--rows NAME ...]
+    python benchmarks/kd_table.py DATA --whisper FOLDER --encoder FILE [--jobs N] [--work DIR] [--rows NAME]
     python benchmarks/kd_table.py --show [--work DIR]
     python benchmarks/kd_table.py --smoke
 
@@ -8,7 +8,8 @@ DATA holds train.jsonl.gz, unlabelled.jsonl.gz, dev.jsonl.gz and lm_text.txt.gz.
 CTranslate2 or transformers store it, FILE the encoder of Whisper tiny.en from ``onebest convert-encoder``. A
 row is a file of training/recipes/kd/rows. What is finished in --work is used again, and what was stopped goes
 on; the result, of all rows finished so far, is written anew after every row, and --show prints it any time.
---work takes 10 GB, most of it the pre-trained encoder's output. --smoke runs all of it on made-up speech.
+With --jobs what does not need one another runs side by side, a core for each job. --work takes 10 GB, most of
+it the pre-trained encoder's output. --smoke runs all of it on made-up speech.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +37,7 @@ from kd_recipes import (
     teacher_config,
 )
 from kd_results import Row, make_result, measure_run, print_table
+from kd_tasks import Task, run_tasks
 
 from onebest.cli import main as run_onebest
 from onebest.errors import ConfigError
@@ -52,8 +55,6 @@ PARTS = ("labelled", "unlabelled", DEV)
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     work = Work(arguments.work)
     if arguments.show:
         print_table(make_result(finished_rows(read_recipes(arguments.recipes), work)))
@@ -64,7 +65,8 @@ def main() -> None:
         inputs, recipes = make_smoke(arguments.work / "speech", read_recipes(arguments.recipes))
     else:
         inputs, recipes = find_inputs(arguments), read_recipes(arguments.recipes)
-    result = make_table(recipes, work, inputs, arguments.rows or list(recipes.rows), arguments.output)
+    names = arguments.rows or list(recipes.rows)
+    result = make_table(recipes, work, inputs, names, arguments.output, arguments.jobs, arguments.threads)
     print_table(result)
     print(json.dumps(result))
 
@@ -78,13 +80,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", type=Path, default=ROOT / "training" / "recipes" / "kd")
     parser.add_argument("--output", type=Path, help="default: the result's place; of a smoke, in --work")
     parser.add_argument("--rows", nargs="+", help="these rows only")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="how much is done at once (default: 1)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of a job (default: the cores, shared)"
+    )
     parser.add_argument("--show", action="store_true", help="print what is finished, make nothing")
     parser.add_argument("--smoke", action="store_true", help="in small")
     arguments = parser.parse_args()
     without = arguments.smoke or arguments.show
     if not without and None in (arguments.data, arguments.whisper, arguments.encoder):
         parser.error("DATA, --whisper and --encoder are needed without --smoke or --show")
+    arguments.threads = arguments.threads or max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
     arguments.work = arguments.work or ROOT / "work" / ("kd-smoke" if arguments.smoke else "kd")
     results = arguments.work if arguments.smoke else ROOT / "benchmarks" / "results"
     arguments.output = arguments.output or results / "kd_table.json"
@@ -98,26 +104,73 @@ def find_inputs(arguments: argparse.Namespace) -> Inputs:
 
 
 def make_table(
-    recipes: Recipes, work: Work, inputs: Inputs, names: list[str], output: Path
+    recipes: Recipes,
+    work: Work,
+    inputs: Inputs,
+    names: list[str],
+    output: Path,
+    jobs: int = 1,
+    threads: int = 0,
 ) -> dict[str, object]:
-    """Make what the rows need, run them, and write the result after each; first all rows with one seed."""
+    """Make what the rows need, run them, and write the result after each."""
     for name in names:
         if name not in recipes.rows:
             raise ConfigError(f"no row {name!r}. There are: {', '.join(recipes.rows)}.")
-    make_inputs(recipes, work, inputs, names)
-    most = max(len(recipes.rows[name].seeds) for name in names)
-    runs = [
-        (name, recipes.rows[name].seeds[index])
-        for index in range(most)
-        for name in names
-        if index < len(recipes.rows[name].seeds)
-    ]
-    hours = {part: hours_of(work.store(part)) for part in PARTS}
-    tau = make_tau(recipes, work, hours) if any(recipes.rows[name].shift_is_tau for name in names) else 0
-    for name, seed in runs:
-        make_row(recipes, work, name, seed, hours, tau)
-        write_json(output, make_result(finished_rows(recipes, work)))
+
+    def write_after_row(name: str) -> None:
+        if name.startswith("row "):
+            write_json(output, make_result(finished_rows(recipes, work)))
+
+    write_manifests(inputs, recipes.table, work)
+    truncate_encoder(inputs.encoder, work.encoder, recipes.table.student_blocks)
+    texts = [str(work.manifest("labelled")), *map(str, inputs.texts)]
+    size = str(recipes.table.vocabulary_size)
+    once(work.tokens, "vocabulary", *texts, "--size", size, "--output", str(work.tokens))
+    run_tasks(plan(recipes, work, inputs, names), jobs, write_after_row, threads)
     return make_result(finished_rows(recipes, work))
+
+
+def plan(recipes: Recipes, work: Work, inputs: Inputs, names: Sequence[str]) -> list[Task]:
+    """Return all there is to do for some rows: first what most waits for; of the rows, all with one seed."""
+    rows = {name: recipes.rows[name] for name in names}
+    used = {source.targets for row in rows.values() for source in row.sources} - {""}
+    targets = {DEV: TargetsConfig(DEV), **{name: recipes.table.targets[name] for name in sorted(used)}}
+    teacher = teacher_config(recipes, work, inputs.whisper)
+    tasks: list[Task] = []
+
+    def add(name: str, needs: Iterable[str], function: Callable[..., None], *arguments: object) -> None:
+        tasks.append(Task(name, tuple(needs), partial(function, *arguments)))
+
+    def prepare(kind: str, part: str, folder: Path, *options: str) -> None:
+        add(f"{kind} {part}", (), once, folder, "prepare", str(work.manifest(part)), str(folder), *options)
+
+    front_end = ("--front-end", teacher.model.encoder.pretrained)
+    for part in (DEV, "labelled"):
+        prepare("frames", part, work.frames(part), *front_end)
+    for part in (DEV, "labelled"):
+        prepare("store", part, work.store(part))
+    add("teacher", (f"frames {DEV}", "frames labelled"), train, teacher, work.teacher)
+    add("start", (f"store {DEV}", "store labelled"), train, start_config(recipes, work), work.start)
+    for part in sorted({found.part for found in targets.values()} - {DEV, "labelled"}):
+        prepare("frames", part, work.frames(part), *front_end)
+    prepare("store", "unlabelled", work.store("unlabelled"))
+    if any(found.lm_weight for found in targets.values()):
+        add("language model", (), make_language_model, recipes, work, inputs)
+    for name, found in targets.items():
+        needs = ["teacher", f"frames {found.part}", *(["language model"] if found.lm_weight else ())]
+        add(f"targets {name}", needs, make_targets, work, name, found)
+    always = ["start", f"targets {DEV}", *(f"store {part}" for part in PARTS)]
+    tau = ["tau"] if any(row.shift_is_tau for row in rows.values()) else []
+    if tau:
+        add("tau", always, make_tau, recipes, work)
+    for turn in range(max(len(row.seeds) for row in rows.values())):
+        for name, row in rows.items():
+            if turn < len(row.seeds):
+                needs = always + [f"targets {source.targets}" for source in row.sources if source.targets]
+                if row.shift_is_tau or name == recipes.table.tau_of:  # whose first run is made for tau
+                    needs += tau
+                add(f"row {name} {row.seeds[turn]}", needs, make_row, recipes, work, name, row.seeds[turn])
+    return tasks
 
 
 def finished_rows(recipes: Recipes, work: Work) -> list[Row]:
@@ -131,31 +184,13 @@ def finished_rows(recipes: Recipes, work: Work) -> list[Row]:
     return rows
 
 
-def make_inputs(recipes: Recipes, work: Work, inputs: Inputs, names: Iterable[str]) -> None:
-    """Make stores, vocabulary, language model, teacher, its targets, and what the students start from."""
-    write_manifests(inputs, recipes.table, work)
+def make_language_model(recipes: Recipes, work: Work, inputs: Inputs) -> None:
+    """Train the language model that helps the teacher."""
     texts = [str(work.manifest("labelled")), *map(str, inputs.texts)]
-    size = str(recipes.table.vocabulary_size)
-    once(work.tokens, "vocabulary", *texts, "--size", size, "--output", str(work.tokens))
-    teacher = teacher_config(recipes, work, inputs.whisper)
-    front_end = teacher.model.encoder.pretrained
-    for part in PARTS:
-        once(work.store(part), "prepare", str(work.manifest(part)), str(work.store(part)))
-    used = {source.targets for name in names for source in recipes.rows[name].sources} - {""}
-    wanted = {name: recipes.table.targets[name] for name in sorted(used)}
-    for part in sorted({"labelled", DEV, *(targets.part for targets in wanted.values())}):
-        folder = work.frames(part)
-        once(folder, "prepare", str(work.manifest(part)), str(folder), "--front-end", front_end)
-    truncate_encoder(inputs.encoder, work.encoder, recipes.table.student_blocks)
-    train(start_config(recipes, work), work.start)
-    train(teacher, work.teacher)
-    if any(targets.lm_weight for targets in wanted.values()):
-        sizes = {"--width": recipes.table.lm_width, "--passes": recipes.table.lm_passes}
-        size = [word for name, value in sizes.items() for word in (name, str(value))]
-        output = str(work.language_model)
-        once(work.language_model, "train-lm", *texts, "--tokens", str(work.tokens), *size, "--output", output)
-    for name, targets in {DEV: TargetsConfig(DEV), **wanted}.items():
-        make_targets(work, name, targets)
+    sizes = {"--width": recipes.table.lm_width, "--passes": recipes.table.lm_passes}
+    size = [word for name, value in sizes.items() for word in (name, str(value))]
+    output = str(work.language_model)
+    once(work.language_model, "train-lm", *texts, "--tokens", str(work.tokens), *size, "--output", output)
 
 
 def once(path: Path, *words: str) -> None:
@@ -202,13 +237,12 @@ def truncate_encoder(source: Path, path: Path, blocks: int) -> None:
         torch.save(kept, path)
 
 
-def make_tau(recipes: Recipes, work: Work, hours: dict[str, float]) -> int:
-    """Return tau in frames: by how much a student without distillation is later than the teacher on dev."""
-    tau = read_tau(work)
-    if tau is None:
+def make_tau(recipes: Recipes, work: Work) -> None:
+    """Measure tau in frames: by how much a student without distillation is later than the teacher on dev."""
+    if read_tau(work) is None:
         name = recipes.table.tau_of
         seed, chunk = recipes.rows[name].seeds[0], CHUNK_FRAMES[recipes.rows[name].student]
-        make_row(recipes, work, name, seed, hours, 0)
+        make_row(recipes, work, name, seed)
         checkpoint = work.run(name, seed) / "checkpoint.pt"
         delays, _ = measure_delays(checkpoint, work.targets(DEV), work.store(DEV), chunk)
         if not delays:
@@ -216,7 +250,6 @@ def make_tau(recipes: Recipes, work: Work, hours: dict[str, float]) -> int:
         tau = max(0, round(median(delays))) if delays else 0
         write_json(work.tau, {"tau": tau, "tokens": len(delays), "row": name})
         logging.info("tau: %d frames, the median of %d tokens of %s", tau, len(delays), name)
-    return tau
 
 
 def read_tau(work: Work) -> int | None:
@@ -235,9 +268,10 @@ def settings_of(config: TrainConfig) -> object:
     return json.loads(json.dumps(to_dict(config)))
 
 
-def make_row(recipes: Recipes, work: Work, name: str, seed: int, hours: dict[str, float], tau: int) -> None:
+def make_row(recipes: Recipes, work: Work, name: str, seed: int) -> None:
     """Train and measure a row's student with a seed, unless that is done."""
-    config, folder, row = row_config(recipes, work, name, seed, tau), work.run(name, seed), recipes.rows[name]
+    config = row_config(recipes, work, name, seed, read_tau(work) or 0)
+    folder, row = work.run(name, seed), recipes.rows[name]
     settings = settings_of(config)
     if found := read_row(work, name, seed):
         if found["config"] != settings:
@@ -245,11 +279,12 @@ def make_row(recipes: Recipes, work: Work, name: str, seed: int, hours: dict[str
         return
     train(config, folder)
     parts = {source.store for source in row.sources}
+    hours = {part: hours_of(work.store(part)) if part in parts else 0.0 for part in PARTS if part != DEV}
     result = {
         "name": name,
         "student": row.student,
         "targets": row.targets,
-        **{f"{part}_hours": round(hours[part], 3) if part in parts else 0.0 for part in PARTS if part != DEV},
+        **{f"{part}_hours": round(found, 3) for part, found in hours.items()},
         "steps": sum(stage.steps for stage in config.stages),
         "seed": seed,
         "shift": config.stages[0].loss.shift,

@@ -1,0 +1,54 @@
+"""Tasks come after those that they need, in this process or in others."""
+
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from kd_tasks import Task, run_tasks
+
+NEEDS = {"d": ("b", "c"), "b": ("a",), "c": ("a",), "a": (), "e": ()}
+
+
+def write(folder: Path, name: str, needs: Iterable[str]) -> None:
+    """Write a file, which fails where one that it needs is not there or it is there itself."""
+    assert all((folder / other).exists() for other in needs)
+    (folder / name).touch(exist_ok=False)
+
+
+def fail() -> None:
+    raise ValueError("it went wrong")
+
+
+def tasks_in(folder: Path) -> list[Task]:
+    return [Task(name, needs, partial(write, folder, name, needs)) for name, needs in NEEDS.items()]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_each_runs_once_after_what_it_needs(tmp_path: Path, jobs: int) -> None:
+    done: list[str] = []
+    run_tasks(tasks_in(tmp_path), jobs, done.append)
+    assert sorted(done) == sorted(NEEDS)
+    assert all(done.index(need) < done.index(name) for name, needs in NEEDS.items() for need in needs)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_that_needs_it_runs_after_a_failure(tmp_path: Path, jobs: int) -> None:
+    done: list[str] = []
+    tasks = [Task("c", ("a",), partial(fail)), *(task for task in tasks_in(tmp_path) if task.name != "c")]
+    with pytest.raises(ValueError, match="it went wrong"):
+        run_tasks(tasks, jobs, done.append)
+    assert "a" in done
+    assert "d" not in done
+
+
+def test_tasks_without_an_order_are_refused() -> None:
+    ring = [Task("a", ("b",), partial(fail)), Task("b", ("a",), partial(fail))]
+    with pytest.raises(ValueError, match="no order for a, b"):
+        run_tasks(ring, 1, print)
+    with pytest.raises(ValueError, match="no order for a"):
+        run_tasks([Task("a", ("z",), partial(fail))], 2, print)
