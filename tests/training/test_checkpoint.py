@@ -65,6 +65,24 @@ def test_an_average_is_the_mean_of_the_models(tmp_path: Path, capsys: pytest.Cap
     assert (found.weights, found.optimizer, found.position, found.tokens) == ({}, {}, POSITION, b"tokens")
 
 
+def test_a_head_that_not_all_have_is_not_in_the_mean(tmp_path: Path) -> None:
+    plain, other = make_checkpoint(), make_checkpoint()
+    other = replace(
+        other,
+        config={**other.config, "model": {"embedding_width": 2}},
+        average={**other.average, "embedding.weight": torch.ones(2, 2)},
+    )
+    paths = [tmp_path / "plain.pt", tmp_path / "other.pt", tmp_path / "same.pt"]
+    for checkpoint, path in zip((plain, other, other), paths, strict=True):
+        save(checkpoint, path)
+    found = average_models(paths[:2])
+    assert found.average.keys() == {"a", "b"}
+    assert found.config["model"]["embedding_width"] == 0
+    both = average_models(paths[1:])
+    assert torch.equal(both.average["embedding.weight"], torch.ones(2, 2))
+    assert both.config["model"]["embedding_width"] == 2
+
+
 @pytest.mark.parametrize("change", [{"tokens": b"others"}, {"average": {"a": torch.zeros(4)}}])
 def test_models_that_differ_are_not_averaged(tmp_path: Path, change: dict[str, Any]) -> None:
     save(replace(make_checkpoint(), **change), tmp_path / "other.pt")

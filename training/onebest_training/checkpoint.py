@@ -136,10 +136,14 @@ def save_half(checkpoint: Checkpoint, path: Path) -> None:
 def average_models(paths: Sequence[Path]) -> Checkpoint:
     """Return the mean of checkpoints' averaged models, with the configuration and position of the last one.
 
+    A head that predicts embeddings, which helps training alone, is left out unless all have it.
+
     Raises:
         ModelError: one cannot be read, or its model or vocabulary is not the last one's.
     """
     found = [load(path) for path in paths]
+    if len({checkpoint.config["model"].get("embedding_width", 0) for checkpoint in found}) > 1:
+        found = [_without_embedding(checkpoint) for checkpoint in found]
     last = found[-1]
     for path, checkpoint in zip(paths, found, strict=True):
         shapes = [{n: value.shape for n, value in each.average.items()} for each in (checkpoint, last)]
@@ -150,6 +154,12 @@ def average_models(paths: Sequence[Path]) -> Checkpoint:
         for name in last.average
     }
     return replace(model_alone(last), average=average)
+
+
+def _without_embedding(checkpoint: Checkpoint) -> Checkpoint:
+    model = {**checkpoint.config["model"], "embedding_width": 0}
+    average = {name: value for name, value in checkpoint.average.items() if not name.startswith("embedding.")}
+    return replace(checkpoint, config={**checkpoint.config, "model": model}, average=average)
 
 
 def run_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
