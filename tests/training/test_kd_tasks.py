@@ -15,7 +15,7 @@ NEEDS = {"d": ("b", "c"), "b": ("a",), "c": ("a",), "a": (), "e": ()}
 
 
 def tasks_in(folder: Path) -> list[Task]:
-    """Return tasks that each write a file; it fails where that of the last one that they need is not there."""
+    """Return tasks that each write a file; it fails where that of the last that they need is missing."""
     return [
         Task(name, needs, partial(copyfile, folder / needs[-1], folder / name))
         if needs
