@@ -123,9 +123,8 @@ def make_table(
 
     write_manifests(inputs, recipes.table, work)
     truncate_encoder(inputs.encoder, work.encoder, recipes.table.student_blocks)
-    texts = [str(work.manifest("labelled")), *map(str, inputs.texts)]
     size = str(recipes.table.vocabulary_size)
-    once(work.tokens, "vocabulary", *texts, "--size", size, "--output", str(work.tokens))
+    once(work.tokens, "vocabulary", *texts_of(work, inputs), "--size", size, "--output", str(work.tokens))
     run_tasks(plan(recipes, work, inputs, names), jobs, write_after_row, threads)
     return make_result(finished_rows(recipes, work))
 
@@ -186,11 +185,15 @@ def finished_rows(recipes: Recipes, work: Work) -> list[Row]:
 
 def make_language_model(recipes: Recipes, work: Work, inputs: Inputs) -> None:
     """Train the language model that helps the teacher."""
-    texts = [str(work.manifest("labelled")), *map(str, inputs.texts)]
     sizes = {"--width": recipes.table.lm_width, "--passes": recipes.table.lm_passes}
     size = [word for name, value in sizes.items() for word in (name, str(value))]
-    output = str(work.language_model)
-    once(work.language_model, "train-lm", *texts, "--tokens", str(work.tokens), *size, "--output", output)
+    options = ["--tokens", str(work.tokens), *size, "--output", str(work.language_model)]
+    once(work.language_model, "train-lm", *texts_of(work, inputs), *options)
+
+
+def texts_of(work: Work, inputs: Inputs) -> list[str]:
+    """Return where the text of vocabulary and language model stands."""
+    return [str(work.manifest("labelled")), *map(str, inputs.texts)]
 
 
 def once(path: Path, *words: str) -> None:

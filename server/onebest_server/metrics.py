@@ -41,7 +41,7 @@ class Metrics:
         self.partial_latency = seconds("partial_latency", "From the last audio of a chunk to its text.")
         self.final_latency = seconds("final_latency", "From the end of the audio to the final text.")
         self.batch_size = Histogram(
-            "onebest_batch_size", "Chunks decoded together.", registry=registry, buckets=_BATCHES
+            "onebest_batch_size", "Streams decoded together.", registry=registry, buckets=_BATCHES
         )
         self.audio_seconds = Counter("onebest_audio_seconds", "Audio decoded.", registry=registry)
         self.busy_seconds = Counter("onebest_busy_seconds", "Time that threads decoded.", registry=registry)
