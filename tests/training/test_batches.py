@@ -14,6 +14,7 @@ from target_paths import random_path
 from tone_corpus import ToneCorpus
 from torch.utils.data import DataLoader
 
+from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import SILENCE
 from onebest_training.batches import (
@@ -28,7 +29,7 @@ from onebest_training.batches import (
 )
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
-from onebest_training.features import FeatureStore
+from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
 from onebest_training.targets import Description, TargetStore, shard_path, write_description, write_shard
 from onebest_training.vocabulary import TextEncoder
 
@@ -247,6 +248,32 @@ def test_training_takes_all_stores(corpus: ToneCorpus, tokens: TextEncoder, data
     assert Counter(u.weight for u in found) == {1.0: 48, 0.5: 8}
     with pytest.raises(DataError, match="no utterance to train on"):
         load_training(replace(data, max_seconds=0.1), tokens)
+
+
+def test_frames_of_an_encoder_are_masked_over_time_and_left_alone_else(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, tmp_path: Path
+) -> None:
+    make_store(
+        list(read_cuts(corpus.manifest))[:8], tmp_path / "frames", SampleAugmentation(), front_end=SAMPLES
+    )
+    utterances = load_utterances(FeatureStore(tmp_path / "frames"), tokens, 20.0)
+    data = replace(data, tail_frames=0)
+    plain = PassDataset(utterances, None, data, AugmentConfig(), (1, 0))
+    # 20 frames of 10 ms are 5 of the store's.
+    masks = AugmentConfig(time_mask_rate=1.0, time_width=20)
+    masked = PassDataset(utterances, None, data, masks, (1, 0))
+    assert masked.plan == plain.plan
+    runs: list[int] = []
+    for one, other in ((plain[index], masked[index]) for index in range(len(plain))):
+        for length, before, after in zip(one.frame_lengths, one.features, other.features, strict=True):
+            changed = (before != after).any(1)
+            assert torch.equal(before[length:], after[length:])
+            mean = before[:length].mean(0).expand(int(changed.sum()), -1)
+            torch.testing.assert_close(after[changed], mean, rtol=1e-4, atol=1e-6)
+            runs.append(int(changed.sum()))
+    assert 0 < max(runs) <= 5 * 8
+    with pytest.raises(ConfigError, match="only masks over time"):
+        PassDataset(utterances, None, data, LIVELY, (1, 0))
 
 
 def test_dev_comes_by_corpus(

@@ -9,6 +9,7 @@ import numpy as np
 
 from onebest.frontend import SILENCE, FloatArray
 from onebest_training.config import AugmentConfig
+from onebest_training.features import LOG_MEL
 
 #: Nats of energy in a decibel, and the first bin whose middle lies above 4 kHz.
 NATS_PER_DB = float(np.log(10.0) / 10.0)
@@ -92,19 +93,29 @@ def mix_noise(features: FloatArray, noise: FloatArray, snr_db: float, rng: np.ra
     return mixed.astype(np.float32)
 
 
-def spec_augment(features: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:
-    """Return features with bands of bins and of time set to their mean (SpecAugment, arXiv 1904.08779)."""
+def spec_augment(
+    features: FloatArray, config: AugmentConfig, rng: np.random.Generator, rate: int = LOG_MEL.rate
+) -> FloatArray:
+    """Return features with bands of bins and of time set to their mean (SpecAugment, arXiv 1904.08779).
+
+    Args:
+        features: log-mel frames [F, 80], or what a pre-trained encoder makes of them [F, any].
+        config: how many masks, and their widths.
+        rng: decides everything.
+        rate: frames a second.
+    """
     frames, bins = features.shape
-    time_masks = rng.poisson(config.time_mask_rate * frames / 100.0) if config.time_mask_rate else 0
+    time_masks = rng.poisson(config.time_mask_rate * frames / rate) if config.time_mask_rate else 0
     if not (config.frequency_masks or time_masks):
         return features
     features, mean = features.copy(), features.mean(0)
+    widest = config.time_width * rate // LOG_MEL.rate
     for _ in range(config.frequency_masks):
         width = int(rng.integers(config.frequency_width + 1))
         first = int(rng.integers(bins - width + 1))
         features[:, first : first + width] = mean[first : first + width]
     for _ in range(time_masks):
-        width = int(rng.integers(min(config.time_width, frames) + 1))
+        width = int(rng.integers(min(widest, frames) + 1))
         first = int(rng.integers(frames - width + 1))
         features[first : first + width] = mean
     return features

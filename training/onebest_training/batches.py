@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from onebest.cuts import Cut
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
-from onebest_training.augment import change_voice, disturb
+from onebest_training.augment import change_voice, disturb, spec_augment
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.distillation import TargetBatch, collate_paths
 from onebest_training.encoder import FRAMES_PER_SECOND
@@ -267,8 +267,8 @@ class PassDataset(Dataset[Batch]):
         views: how often a batch has each utterance.
 
     Raises:
-        ConfigError: the augmentation changes speed although there are targets, or a store does not hold
-            log-mel features.
+        ConfigError: the augmentation changes speed although there are targets, or does more than mask time
+            although a store does not hold log-mel features.
     """
 
     def __init__(
@@ -288,8 +288,11 @@ class PassDataset(Dataset[Batch]):
             raise ConfigError(
                 "a change of speed moves words away from where targets have them. Set speed to 0."
             )
-        if augmentation != AugmentConfig() and any(u.store.layout != LOG_MEL for u in utterances):
-            raise ConfigError("augmentation works on log-mel features only. Leave it out for a teacher.")
+        if not augmentation.only_masks_time and any(u.store.layout != LOG_MEL for u in utterances):
+            raise ConfigError(
+                "of all augmentation only masks over time work on other frames than log-mel features. Leave "
+                "the rest out for a teacher."
+            )
         self.plan = plan_pass(utterances, config.batch_seconds / views, *seed_and_number)
 
     def __len__(self) -> int:
@@ -309,8 +312,9 @@ class PassDataset(Dataset[Batch]):
     def _read(self, utterance: Utterance, rng: np.random.Generator) -> list[FloatArray]:
         """Return the views of an utterance."""
         features = utterance.store.read(utterance.cut)
-        if utterance.store.layout != LOG_MEL:
-            return [features] * self._views
+        if (layout := utterance.store.layout) != LOG_MEL:
+            masks = self._augmentation
+            return [spec_augment(features, masks, rng, layout.rate) for _ in range(self._views)]
         features = change_voice(features, self._augmentation, rng)
         return [disturb(features, self._augmentation, self._draw_noise(rng), rng) for _ in range(self._views)]
 

@@ -189,6 +189,8 @@ class DataConfig:
 class AugmentConfig:
     """Augmentation of log-mel frames; every probability is an utterance's.
 
+    What a pre-trained encoder made of the audio takes masks over time alone.
+
     Attributes:
         volume: largest change of level, in nats of energy.
         noise_probability: of mixing in a background sound.
@@ -221,6 +223,11 @@ class AugmentConfig:
         require(0 <= self.frequency_width <= NUM_BINS, f"frequency_width from 0 to {NUM_BINS}")
         counts = (self.frequency_masks, self.time_mask_rate, self.time_width)
         require(min(counts) >= 0, "masks of 0 or more")
+
+    @property
+    def only_masks_time(self) -> bool:
+        """Whether it does nothing else."""
+        return self == AugmentConfig(time_mask_rate=self.time_mask_rate, time_width=self.time_width)
 
 
 @dataclass(frozen=True)
