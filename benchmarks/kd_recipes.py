@@ -194,7 +194,11 @@ def row_config(recipes: Recipes, work: Work, name: str, seed: int, tau: int) -> 
     data = replace(recipes.student.data, train=row.sources, dev_targets=DEV)
     stages = tuple(replace(stage, loss=loss, chunk_frames=(chunk,)) for stage in recipes.student.stages)
     config = replace(recipes.student, data=data, stages=stages, seed=seed, evaluate_chunk_frames=(chunk,))
-    return replace(_with_paths(config, work, work.store), initial_model=str(work.start / "checkpoint.pt"))
+    # The encoder is named for its learning rate; its weights come with the start.
+    begun = str(work.start / "checkpoint.pt")
+    return replace(
+        _with_paths(config, work, work.store), initial_encoder=str(work.encoder), initial_model=begun
+    )
 
 
 def _with_paths(config: TrainConfig, work: Work, parts: Callable[[str], Path]) -> TrainConfig:
