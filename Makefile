@@ -111,7 +111,7 @@ bench-model: $(STAMP)
 	  tail -n 1 $(RESULTS)/$$name.tmp > $(RESULTS)/$$name.json && rm $(RESULTS)/$$name.tmp; \
 	done
 
-# Two hours of two cores by estimate; what is finished is used again. WHISPER is Whisper base's folder, ENCODER the student's weights.
+# Two and a half hours of two cores; what is finished is used again. WHISPER is Whisper base's folder, ENCODER the student's weights.
 bench-kd: $(STAMP)
 	@test -n "$(DATA)" || { echo "make bench-kd DATA=FOLDER WHISPER=FOLDER ENCODER=FILE" >&2; exit 1; }
 	$(BIN)/python benchmarks/kd_table.py $(DATA) --whisper $(WHISPER) --encoder $(ENCODER) --jobs $(JOBS)

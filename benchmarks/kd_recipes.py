@@ -193,12 +193,16 @@ def row_config(recipes: Recipes, work: Work, name: str, seed: int, tau: int) -> 
     loss = replace(row.loss, teacher=teacher, shift=tau if row.shift_is_tau else row.loss.shift)
     data = replace(recipes.student.data, train=row.sources, dev_targets=DEV)
     stages = tuple(replace(stage, loss=loss, chunk_frames=(chunk,)) for stage in recipes.student.stages)
-    config = replace(recipes.student, data=data, stages=stages, seed=seed, evaluate_chunk_frames=(chunk,))
-    # The encoder is named for its learning rate; its weights come with the start.
-    begun = str(work.start / "checkpoint.pt")
-    return replace(
-        _with_paths(config, work, work.store), initial_encoder=str(work.encoder), initial_model=begun
+    config = replace(
+        recipes.student,
+        data=data,
+        stages=stages,
+        seed=seed,
+        evaluate_chunk_frames=(chunk,),
+        initial_encoder=str(work.encoder),  # for its learning rate; its weights come with the start
+        initial_model=str(work.start / "checkpoint.pt"),
     )
+    return _with_paths(config, work, work.store)
 
 
 def _with_paths(config: TrainConfig, work: Work, parts: Callable[[str], Path]) -> TrainConfig:
