@@ -71,6 +71,54 @@ def test_chunks_with_a_state_equal_the_whole_under_a_mask(
     assert state.frames.tolist() == [FRAMES, FRAMES]
 
 
+def encode_overlapping(
+    encoder: Encoder, features: Tensor, chunk: int, right: int, state: EncoderState
+) -> tuple[Tensor, EncoderState]:
+    """Whole chunks alone, and only what they bring out."""
+    outputs = []
+    for first in range(0, frames_out(features.shape[1]) - chunk + 1, chunk - right):
+        output, state = encoder.forward_chunk(feature_chunk(features, first, chunk), state, right)
+        outputs.append(output)
+    return torch.cat(outputs, 1), state
+
+
+@pytest.mark.parametrize("blocks", [PLAIN, MIXED])
+@pytest.mark.parametrize("left", [0, 3, 16, 100])
+@pytest.mark.parametrize(("chunk", "right"), [(2, 1), (4, 3), (8, 4), (16, 4), (32, 20)])
+@torch.no_grad()
+def test_overlapping_chunks_with_a_state_equal_all_at_once(
+    chunk: int, right: int, left: int, blocks: tuple[BlockConfig, ...]
+) -> None:
+    encoder, features = make_encoder(blocks), make_features(2)
+    whole = encoder(features, all_frames(2), chunk, left, right=right)
+    assert whole.shape[1] == FRAMES
+    parts, state = encode_overlapping(encoder, features, chunk, right, encoder.initial_state(2, left))
+    torch.testing.assert_close(parts, whole[:, : parts.shape[1]], rtol=1e-4, atol=1e-5)
+    assert parts.shape[1] == (FRAMES - right) // (chunk - right) * (chunk - right)
+    assert state.frames.tolist() == [parts.shape[1]] * 2
+
+
+@torch.no_grad()
+def test_a_frame_sees_the_overlap_and_nothing_later() -> None:
+    encoder, features, chunk, right = make_encoder(), make_features(1), 8, 3
+    before = encoder(features, all_frames(1), chunk, 12, right=right)
+    for end in range(chunk - right, FRAMES - chunk, chunk - right):
+        later, overlap = features.clone(), features.clone()
+        later[:, SUBSAMPLING * (end + right) + PAD_FRAMES :] += 3.0
+        overlap[:, SUBSAMPLING * (end + right - 1) + PAD_FRAMES :] += 3.0
+        assert torch.equal(encoder(later, all_frames(1), chunk, 12, right=right)[:, :end], before[:, :end])
+        after = encoder(overlap, all_frames(1), chunk, 12, right=right)
+        assert not torch.equal(after[:, end - 1], before[:, end - 1])
+
+
+@torch.no_grad()
+def test_one_chunk_over_everything_needs_no_overlap() -> None:
+    encoder, features = make_encoder(), make_features(2)
+    full = encoder(features, all_frames(2), 0, 0)
+    whole = encoder(features, all_frames(2), FRAMES + 5, 7, right=5)
+    torch.testing.assert_close(whole, full, rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_streams_at_different_positions_share_a_batch() -> None:
     encoder, features, chunk, left = make_encoder(), make_features(3), 8, 20
@@ -109,14 +157,14 @@ def test_later_audio_never_changes_earlier_output(chunk: int) -> None:
         assert not torch.equal(after[:, end:], before[:, end:])
 
 
-@pytest.mark.parametrize("chunk", [0, 8])
+@pytest.mark.parametrize(("chunk", "right"), [(0, 0), (8, 0), (8, 3), (0, 3)])
 @torch.no_grad()
-def test_padding_changes_nothing(chunk: int) -> None:
+def test_padding_changes_nothing(chunk: int, right: int) -> None:
     encoder, features, lengths = make_encoder(), make_features(3), [70, 41, 3]
-    together = encoder(features, torch.tensor(lengths), chunk, 16)
+    together = encoder(features, torch.tensor(lengths), chunk, 16, right=right)
     for row, length in enumerate(lengths):
         own = feature_chunk(features[row : row + 1], 0, length)
-        alone = encoder(own, torch.tensor([length]), chunk, 16)
+        alone = encoder(own, torch.tensor([length]), chunk, 16, right=right)
         torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
 
 

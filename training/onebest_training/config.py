@@ -335,6 +335,8 @@ class StageConfig:
         chunk_frames: chunk sizes in 40 ms frames to draw from, 0 for full context; equally likely, so repeat
             one to weigh it.
         left_frames: left contexts to draw from.
+        right_frames: right context: last frames of a chunk, which come again with the next, so that every
+            frame is brought out with so many behind it.
         loss, augment: what is minimised, and on what.
     """
 
@@ -349,6 +351,7 @@ class StageConfig:
     final_scale: float = 0.0
     chunk_frames: tuple[int, ...] = (0,)
     left_frames: tuple[int, ...] = (128,)
+    right_frames: int = 0
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -361,6 +364,8 @@ class StageConfig:
         require(max(self.initial_scale, self.final_scale) <= 1, "scales from 0 to 1")
         require(min(self.chunk_frames, default=-1) >= 0, "chunk_frames with sizes of 0 or more")
         require(min(self.left_frames, default=-1) >= 0, "left_frames with sizes of 0 or more")
+        shortest = min(filter(None, self.chunk_frames), default=self.right_frames + 1)
+        require(0 <= self.right_frames < shortest, "right_frames of 0 or more, and less than any chunk")
         others = any(getattr(self.loss, name) for name in LOSSES if name not in SELF_LOSSES)
         whole = self.trains == "heads" or 0 in self.chunk_frames
         require(
@@ -388,6 +393,7 @@ class TrainConfig:
             ``onebest average``; 0 keeps none.
         log_steps, evaluate_steps: how often.
         evaluate_chunk_frames: the chunk sizes at which dev is measured, 0 for full context.
+        evaluate_right_frames: the right context of these chunks.
     """
 
     model: ModelConfig
@@ -404,6 +410,7 @@ class TrainConfig:
     log_steps: int = 20
     evaluate_steps: int = 400
     evaluate_chunk_frames: tuple[int, ...] = (16,)
+    evaluate_right_frames: int = 0
     accumulation: int = 1
     keep_steps: int = 0
 
@@ -417,6 +424,10 @@ class TrainConfig:
         require(0 <= self.average_decay < 1, "average_decay from 0 to 1")
         require(self.gradient_clip > 0, "gradient_clip above 0")
         require(min(self.evaluate_chunk_frames, default=-1) >= 0, "evaluate_chunk_frames with sizes")
+        shortest = min(filter(None, self.evaluate_chunk_frames), default=self.evaluate_right_frames + 1)
+        require(
+            0 <= self.evaluate_right_frames < shortest, "evaluate_right_frames of 0 or more, below a chunk"
+        )
         distilled = [stage.name for stage in self.stages if stage.loss.needs_targets]
         found = any(source.targets for source in self.data.train)
         require(

@@ -101,6 +101,7 @@ def measure(
     chunks: Sequence[int],
     left: int,
     search: Search = transducer_greedy,
+    right: int = 0,
 ) -> dict[int, Measured]:
     """Decode batches with each chunk size; count word errors and take emission delays.
 
@@ -112,7 +113,7 @@ def measure(
     for batch in (batch.to(device) for batch in batches):
         due = reference_tokens(model, batch)
         for chunk, (errors, delays) in measured.items():
-            encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left).float()
+            encoded = model.encoder(batch.features, batch.frame_lengths, chunk, left, right=right).float()
             found = search(model, encoded, batch.frame_lengths)
             by_ctc = ctc_greedy(model.ctc(encoded), batch.frame_lengths)
             labels = [[timed.token for timed in row] for row in found]

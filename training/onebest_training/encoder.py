@@ -9,7 +9,8 @@ H heads, K convolution kernel, L blocks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ PAD_FRAMES = 3
 #: Encoder frames a second.
 FRAMES_PER_SECOND = 25
 MASKED = -1e4
+#: From new frames [B, T, E] to what came before them, [B, memory, E].
+Past: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class EncoderState(NamedTuple):
@@ -131,20 +134,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, mask: Tensor, past: Past) -> tuple[Tensor, Tensor]:
         """Attend.
 
         Args:
             x: [B, T, D].
             mask: added to the scores, broadcastable to [B, H, T, left+T].
-            cache: keys and values of the ``left`` frames before, [B, left, 2D].
+            past: keys and values of the ``left`` frames before, [B, left, 2D], from those of x, [B, T, 2D].
 
         Returns:
-            The output [B, T, D] and the cache with the new frames appended, [B, left+T, 2D].
+            The output [B, T, D], and keys and values of past and x, [B, left+T, 2D].
         """
         width = self.out.in_features
         query, new = torch.split(self.qkv(x), [width, 2 * width], 2)
-        memory = torch.cat((cache, new), 1)
+        memory = torch.cat((past(new), new), 1)
         key, value = torch.split(memory, [width, width], 2)
         query, key, value = (
             part.reshape(part.shape[0], part.shape[1], self.heads, width // self.heads).transpose(1, 2)
@@ -165,10 +168,10 @@ class Convolution(nn.Module):
         self.depthwise = nn.Conv1d(width, width, kernel, groups=width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve x [B, T, D] behind the cache, [B, at least K-1, D]; return the output and cache + x."""
-        memory = torch.cat((cache, x), 1)
-        seen = memory[:, cache.shape[1] + 1 - self.depthwise.kernel_size[0] :]
+    def forward(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        """Convolve x [B, T, D] behind its past, [B, at least K-1, D]; return the output and past + x."""
+        memory = torch.cat((past(x), x), 1)
+        seen = memory[:, memory.shape[1] - x.shape[1] + 1 - self.depthwise.kernel_size[0] :]
         y = functional.gelu(self.depthwise(seen.transpose(1, 2)).transpose(1, 2))
         return self.out(y), memory
 
@@ -197,17 +200,29 @@ class Block(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Tensor, mask: Tensor, attention_cache: Tensor, convolution_cache: Tensor
+        self, x: Tensor, mask: Tensor, attention_past: Past, convolution_past: Past
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run x [B, T, D] behind the caches; return the new x and both caches with the frames appended."""
-        y, attention_memory = self.attention(self.attention_norm(x), mask, attention_cache)
-        x = x + self._drop(y)
-        convolution_memory = convolution_cache
-        if self.kernel:
-            y, convolution_memory = self.convolution(self.convolution_norm(x), convolution_cache)
-            x = x + self._drop(y)
+        """Run x [B, T, D] behind its past; return the new x and both pasts with the frames appended."""
+        x, attention_memory = self.attend(x, mask, attention_past)
+        x, convolution_memory = self.convolve(x, convolution_past)
+        return self.feed(x), attention_memory, convolution_memory
+
+    def attend(self, x: Tensor, mask: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        """Add attention to x; return it, and keys and values of past and x."""
+        y, memory = self.attention(self.attention_norm(x), mask, past)
+        return x + self._drop(y), memory
+
+    def convolve(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        """Add the convolution to x if there is one; return it, and the convolution's inputs, past and x."""
+        if not self.kernel:
+            return x, nothing_before(x)
+        y, memory = self.convolution(self.convolution_norm(x), past)
+        return x + self._drop(y), memory
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Add the feed-forward layer to x."""
         y = self.feed_forward_out(functional.gelu(self.feed_forward_in(self.feed_forward_norm(x))))
-        return x + self._drop(y), attention_memory, convolution_memory
+        return x + self._drop(y)
 
     def _drop(self, y: Tensor) -> Tensor:
         if not self.training:
@@ -258,15 +273,18 @@ class Encoder(nn.Module):
             torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
-    def forward(self, features: Tensor, lengths: Tensor, chunk: int, left: int, start: int = 0) -> Tensor:
+    def forward(
+        self, features: Tensor, lengths: Tensor, chunk: int, left: int, start: int = 0, right: int = 0
+    ) -> Tensor:
         """Encode whole utterances as if chunk by chunk.
 
         Args:
             features: [B, 4T+3, 80].
             lengths: valid encoder frames, [B].
-            chunk: frames a chunk; 0 for full context.
+            chunk: frames a chunk, the ``right`` ones included; 0 for full context.
             left: frames of left context.
             start: position of the first frame, for training at random positions.
+            right: last frames of a chunk that come again with the next, which brings them out.
 
         Returns:
             [B, T, D].
@@ -277,26 +295,63 @@ class Encoder(nn.Module):
         at = (start + torch.arange(frames, device=x.device)) % len(self.positions)
         if len(self.blocks):  # a teacher may have none, and its frames know where they stand
             x = x + self.positions[at]
+        if chunk and right:
+            return self._overlapping(x, lengths, chunk, left, right)
         mask = torch.zeros((), device=x.device).masked_fill(~chunk_mask(frames, chunk, left, lengths), MASKED)
-        attention = x.new_zeros(len(x), 0, 2 * self.config.width)
-        convolution = x.new_zeros(len(x), self.convolution_frames, self.config.width)
         for block in self.blocks:
-            x, _, _ = block(x, mask, attention, convolution)
+            x, _, _ = block(x, mask, nothing_before, lambda new: _zeros(new, self.convolution_frames))
         encoded: Tensor = self.norm(x)
         return encoded
 
-    def forward_chunk(self, features: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+    def _overlapping(self, x: Tensor, lengths: Tensor, chunk: int, left: int, right: int) -> Tensor:
+        """Run frames [B, T, D] in chunks that overlap, all chunks at once; return the encoded frames.
+
+        The overlaps, R frames in all, go behind the frames that are brought out, so that each is there twice.
+        """
+        batch, frames, step = *x.shape[:2], chunk - right
+        place = torch.arange(frames, device=x.device)
+        firsts = torch.arange(step, frames + step, step, device=x.device)
+        overlap = (firsts[:, None] + torch.arange(right, device=x.device)).flatten()
+        place = torch.cat((place, overlap))
+        start = torch.cat((place[:frames] // step * step, (firsts - step).repeat_interleave(right)))
+        is_overlap = torch.arange(len(place), device=x.device) >= frames
+        before = ~is_overlap & (place >= start[:, None] - left) & (place < start[:, None] + step)
+        reach = before | (is_overlap & (start == start[:, None]))
+        valid = (place < lengths[:, None])[:, None, None] & reach
+        mask = torch.zeros((), device=x.device).masked_fill(~valid, MASKED)
+        x = functional.pad(x, (0, 0, 0, chunk))[:, place]
+        memory = self.convolution_frames
+        ends = firsts[:, None] + torch.arange(memory, device=x.device)
+
+        for block in self.blocks:
+            x, _ = block.attend(x, mask, nothing_before)
+            if block.kernel:
+                brought, again = x[:, :frames], x[:, frames:].unflatten(1, (-1, right)).flatten(0, 1)
+                brought, inputs = block.convolve(brought, lambda new: _zeros(new, memory))
+                inputs = functional.pad(inputs, (0, 0, 0, step))[:, ends].flatten(0, 1)
+                again, _ = block.convolve(again, lambda new, inputs=inputs: inputs)
+                x = torch.cat((brought, again.unflatten(0, (batch, -1)).flatten(1, 2)), 1)
+            x = block.feed(x)
+        encoded: Tensor = self.norm(x[:, :frames])
+        return encoded
+
+    def forward_chunk(
+        self, features: Tensor, state: EncoderState, right: int = 0
+    ) -> tuple[Tensor, EncoderState]:
         """Encode the next chunk of streams.
 
         Args:
-            features: [B, 4T+3, 80] with T frames a chunk; consecutive chunks overlap by 3 feature frames.
+            features: [B, 4T+3, 80] with T frames a chunk; consecutive chunks overlap by 3 feature frames and
+                by ``right`` encoder frames.
             state: of the same streams.
+            right: frames of the chunk that come again with the next, which brings them out.
 
         Returns:
-            The output [B, T, D] and the new state.
+            The output [B, T-right, D] and the new state.
         """
         x = self.stem(features)
         left, frames = state.attention.shape[1], x.shape[1]
+        step = frames - right
         at = (state.frames[:, None] + torch.arange(frames, device=x.device)) % len(self.positions)
         x = x + self.positions[at]
         slot = torch.arange(left + frames, device=x.device)
@@ -304,10 +359,24 @@ class Encoder(nn.Module):
         mask = torch.where(valid, 0.0, MASKED)[:, None, None, :]
         attention, convolution = [], []
         for index, block in enumerate(self.blocks):
-            x, keys_values, inputs = block(
-                x, mask, state.attention[index].transpose(0, 1), state.convolution[index].transpose(0, 1)
-            )
-            attention.append(keys_values[:, frames:].transpose(0, 1))
-            convolution.append(inputs[:, inputs.shape[1] - self.convolution_frames :].transpose(0, 1))
-        new = EncoderState(torch.stack(attention), torch.stack(convolution), state.frames + frames)
-        return self.norm(x), new
+            pasts = state.attention[index].transpose(0, 1), state.convolution[index].transpose(0, 1)
+            x, keys_values, inputs = block(x, mask, *map(_always, pasts))
+            attention.append(keys_values[:, step : step + left].transpose(0, 1))
+            inputs = inputs if block.kernel else pasts[1]
+            last = inputs.shape[1] - (right if block.kernel else 0)
+            convolution.append(inputs[:, last - self.convolution_frames : last].transpose(0, 1))
+        new = EncoderState(torch.stack(attention), torch.stack(convolution), state.frames + step)
+        return self.norm(x[:, :step]), new
+
+
+def nothing_before(new: Tensor) -> Tensor:
+    """The past of an utterance's first frames: none."""
+    return new[:, :0]
+
+
+def _zeros(new: Tensor, memory: int) -> Tensor:
+    return new.new_zeros(len(new), memory, new.shape[2])
+
+
+def _always(past: Tensor) -> Past:
+    return lambda new: past

@@ -59,7 +59,7 @@ def compute_losses(
     views = zip(batch.features.chunk(batch.views), batch.frame_lengths.chunk(batch.views), draws, strict=True)
     with torch.set_grad_enabled(stage.trains != "heads"):
         encoded = torch.cat([model.encoder(features, lengths, *draw) for features, lengths, draw in views])
-    chunk, _, start = draws[0]
+    chunk, _, start, _ = draws[0]
     outputs = Outputs(model, batch, stage.loss, teacher, chunk, start, encoded)
     wanted = [name for name in LOSSES if getattr(stage.loss, name) and (chunk or name not in SELF_LOSSES)]
     losses = {name: _LOSSES[name](outputs) for name in wanted}
@@ -224,10 +224,10 @@ _LOSSES: dict[str, Callable[[Outputs], Tensor]] = {
 }
 
 
-def _draw(model: Transducer, stage: StageConfig, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Return frames a chunk, frames of left context and the position of the first frame."""
+def _draw(model: Transducer, stage: StageConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return frames a chunk, of left context, the position of the first frame and frames of right context."""
     chunk, left = int(rng.choice(stage.chunk_frames)), int(rng.choice(stage.left_frames))
-    return chunk, left, int(rng.integers(len(model.encoder.positions)))
+    return chunk, left, int(rng.integers(len(model.encoder.positions))), stage.right_frames
 
 
 def _sequence_losses(

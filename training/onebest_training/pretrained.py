@@ -22,7 +22,7 @@ from torch.nn import functional
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FloatArray
 from onebest_training.config import BlockConfig, EncoderConfig
-from onebest_training.encoder import FRAMES_PER_SECOND, Block, sinusoids, stack_frames
+from onebest_training.encoder import FRAMES_PER_SECOND, Block, nothing_before, sinusoids, stack_frames
 from onebest_training.speech import needs_extra
 from onebest_training.whisper import read_whisper, whisper_features
 
@@ -187,9 +187,9 @@ class WhisperEncoder(nn.Module):
         x = functional.gelu(self.stem["conv1"](features.transpose(1, 2)))
         x = functional.gelu(self.stem["conv2"](x)).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
-        mask, nothing = x.new_zeros(()), x.new_zeros(len(x), 0, 2 * self.width)
+        mask = x.new_zeros(())
         for block in self.blocks:
-            x, _, _ = block(x, mask, nothing, nothing)
+            x, _, _ = block(x, mask, nothing_before, nothing_before)
         encoded: Tensor = self.norm(x)
         return encoded
 

@@ -263,7 +263,8 @@ class Trainer:
         chunks, rates = self.config.evaluate_chunk_frames, {}
         for corpus, batches in self.dev.items():
             own = batches[self.processes.rank :: self.processes.size]
-            measured = measure(model, own, self.tokens, chunks, MEASURED_LEFT_FRAMES)
+            right = self.config.evaluate_right_frames
+            measured = measure(model, own, self.tokens, chunks, MEASURED_LEFT_FRAMES, right=right)
             for chunk, (errors, delays) in measured.items():
                 by_transducer, by_ctc, words = self.processes.sum(errors)
                 rates[f"wer/{corpus}/{chunk}"] = round(100.0 * by_transducer / words, 2)

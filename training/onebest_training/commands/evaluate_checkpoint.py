@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blank-penalty", type=float, default=0.0, help="as for onebest export")
     parser.add_argument("--chunk-ms", type=int, default=640, help="0 for full context (default: 640)")
     parser.add_argument("--left-ms", type=int, default=5120, help="left context (default: 5120)")
+    parser.add_argument("--right-ms", type=int, default=0, help="right context, a part of the chunk")
     parser.add_argument("--targets", type=Path, help="a teacher's paths, for the delay, from onebest targets")
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N cuts of each corpus only")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here, too")
@@ -57,17 +58,20 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.no_grad():
         model.joiner.out.bias[BLANK] -= arguments.blank_penalty
     searches = _searches(arguments, tokens)
-    chunk, left = arguments.chunk_ms // FRAME_MS, arguments.left_ms // FRAME_MS
+    chunk, left, right = (
+        ms // FRAME_MS for ms in (arguments.chunk_ms, arguments.left_ms, arguments.right_ms)
+    )
     corpora = _load(arguments, tokens, model.config.encoder)
     rows: list[dict[str, Any]] = []
     print(_HEADING)
     for corpus, batches in corpora.items():
         for name, search in searches.items():
-            measured = measure(model, batches, tokens, [chunk], left, search)[chunk]
+            measured = measure(model, batches, tokens, [chunk], left, search, right)[chunk]
             rows.append({"corpus": corpus, "search": name, **_figures(measured)})
             print(_format(rows[-1]), flush=True)
     if arguments.json:
-        content = {"checkpoint": str(arguments.checkpoint), "chunk_ms": arguments.chunk_ms, "rows": rows}
+        sizes = {"chunk_ms": arguments.chunk_ms, "right_ms": arguments.right_ms}
+        content = {"checkpoint": str(arguments.checkpoint), **sizes, "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
