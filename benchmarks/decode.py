@@ -57,7 +57,7 @@ def main() -> None:
         "single_stream_speedup": rows[0]["speedup"],
         **{f"streams_{row['streams']}_speedup": row["speedup"] for row in streams},
         "cold_start_ratio": 1 / cold["speedup"],
-        "of_bound": bound["chunk_seconds"] / (rows[0]["onebest"] * model["chunk_ms"] / 1000),
+        "of_bound": bound["chunk_seconds"] / (rows[0]["onebest"] * model["step_ms"] / 1000),
         "bytes_a_stream": memory_a_stream["onebest"],
         "rows": rows,
         "streams": streams,

@@ -345,7 +345,7 @@ def report(bundle: Bundle, measured: dict[str, dict], arguments: argparse.Namesp
         "model": {
             "name": bundle.name,
             "sha256": model_hash(bundle.folder),
-            "chunk_ms": bundle.sizes.chunk_frames * 10,
+            "chunk_ms": bundle.sizes.chunk_ms,
         },
         "machine": describe_machine(),
         "versions": describe_versions("onebest", "onnxruntime", "sherpa-onnx-bin", "websockets", "numpy"),

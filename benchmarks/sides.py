@@ -36,7 +36,8 @@ for name, seconds in (clip.split("=") for clip in clips):
     soundfile.write(f"{folder}/{name}-padded.wav", padded, 16000, subtype="PCM_16")
 paths = [bundle.encoder.path, bundle.decoder.path, bundle.joiner.path]
 digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-print(json.dumps({"folder": str(bundle.folder), "name": bundle.name, "sha256": digest, "chunk_ms": chunk * 10,
+print(json.dumps({"folder": str(bundle.folder), "name": bundle.name, "sha256": digest,
+                  "chunk_ms": bundle.sizes.chunk_ms, "step_ms": chunk * 10,
                   "window_frames": bundle.sizes.window_frames,
                   "files": [str(path) for path in paths] + [str(bundle.folder / "tokens.txt")]}))
 """

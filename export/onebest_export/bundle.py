@@ -35,6 +35,7 @@ class ExportOptions:
         name: the model's name, for its card.
         chunk_frames: 40 ms frames a chunk that the metadata names.
         left_frames: frames of left context.
+        right_frames: of right context: the last ones of a chunk, which come again with the next.
         int8: write int8 graphs, or float32 ones.
         notes: a JSON object for the card: ``training``, ``wer`` and whatever else is known.
         blank_penalty: taken off the blank's logit for good, in nats; more than 0 brings out words that greedy
@@ -46,6 +47,7 @@ class ExportOptions:
     name: str
     chunk_frames: int = 16
     left_frames: int = 128
+    right_frames: int = 0
     int8: bool = True
     notes: dict[str, Any] | None = None
     blank_penalty: float = 0.0
@@ -163,7 +165,7 @@ def _compare(
         (options.chunk_frames + 1, options.chunk_frames),
     )
     return verify.worst(
-        verify.compare(model, paths, chunk, left, given)
+        verify.compare(model, paths, chunk, left, given, options.right_frames)
         for chunk, left in latencies
         for given in (synthetic, features)
         if given is not None
@@ -172,7 +174,7 @@ def _compare(
 
 def _export_float(model: Transducer, work: Path, options: ExportOptions) -> list[Path]:
     paths = [work / f"{part}.onnx" for part in PARTS]
-    export_encoder(model, paths[0], options.chunk_frames, options.left_frames)
+    export_encoder(model, paths[0], options.chunk_frames, options.left_frames, options.right_frames)
     export_decoder(model, paths[1])
     export_joiner(model, paths[2])
     return paths
@@ -205,6 +207,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | N
             **checkpoint.config["model"],
             "chunk_frames": options.chunk_frames,
             "left_frames": options.left_frames,
+            "right_frames": options.right_frames,
             "precision": "int8" if options.int8 else "float32",
             "blank_penalty": options.blank_penalty,
         },

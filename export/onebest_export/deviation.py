@@ -117,7 +117,8 @@ def _decode(bundle: Bundle, features: FloatArray) -> _Decoded:
 def _windows(features: FloatArray, bundle: Bundle) -> Iterator[FloatArray]:
     """Give the windows that cover the features; the last one ends in repetitions of the last frame."""
     chunk, length = bundle.sizes.chunk_frames, bundle.sizes.window_frames
-    steps = max(-(-(len(features) - bundle.sizes.pad_frames) // chunk), 1)
+    seen_beyond = bundle.sizes.pad_frames - bundle.sizes.layout.look_ahead_frames
+    steps = max(-(-(len(features) - seen_beyond) // chunk), 1)
     missing = steps * chunk + bundle.sizes.pad_frames - len(features)
     padded = np.pad(features, ((0, max(missing, 0)), (0, 0)), "edge")
     return (padded[start : start + length] for start in range(0, steps * chunk, chunk))

@@ -20,15 +20,18 @@ from onebest.frontend import SPEC
 from onebest.layout import CHUNK_INPUT
 from onebest_export.latency import latency_metadata
 from onebest_export.streaming import ONE_CHUNK, StreamingEncoder, example_inputs
-from onebest_training.encoder import PAD_FRAMES
+from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.transducer import Transducer
 
 OPSET = 17
 
 
-def encoder_metadata(model: Transducer, chunk_frames: int, left_frames: int) -> dict[str, str]:
+def encoder_metadata(
+    model: Transducer, chunk_frames: int, left_frames: int, right_frames: int = 0
+) -> dict[str, str]:
     """Return the metadata of the encoder at one latency, as sherpa-onnx reads it.
 
+    A chunk has ``chunk_frames``, of which the last ``right_frames`` come again with the next.
     ``num_encoder_layers`` and ``encoder_dim`` are there to size the states; see ``streaming``.
     """
     return {
@@ -36,22 +39,26 @@ def encoder_metadata(model: Transducer, chunk_frames: int, left_frames: int) -> 
         "version": "1",
         "model_author": "onebest",
         "comment": "streaming transducer",
-        **latency_metadata(chunk_frames, left_frames, PAD_FRAMES),
-        "pad_length": str(PAD_FRAMES),
+        **latency_metadata(chunk_frames, left_frames, right_frames),
+        "pad_length": str(SUBSAMPLING * right_frames + PAD_FRAMES),
         "num_encoder_layers": str(2 * len(model.encoder.blocks)),
-        "right_context": "0",
+        "right_context": str(right_frames),
         "encoder_dim": str(model.config.encoder.width),
         "cnn_module_kernel": str(model.encoder.convolution_frames + 1),
         "front_end": json.dumps(SPEC.to_dict()),
     }
 
 
-def export_encoder(model: Transducer, path: Path, chunk_frames: int, left_frames: int) -> None:
+def export_encoder(
+    model: Transducer, path: Path, chunk_frames: int, left_frames: int, right_frames: int = 0
+) -> None:
     """Write the encoder; N, the chunk and the left context are free axes, the metadata names one latency.
+
+    The right context is the graph's own.
 
     Its last input has a default, so it is not among those that a program must give: see ``streaming``.
     """
-    encoder = StreamingEncoder(model).eval()
+    encoder = StreamingEncoder(model, right_frames).eval()
     _export(
         encoder,
         example_inputs(encoder, chunk_frames, left_frames),
@@ -67,7 +74,7 @@ def export_encoder(model: Transducer, path: Path, chunk_frames: int, left_frames
             "new_cached_attn": {1: "left", 2: "N"},
             "new_cached_conv": {2: "N"},
         },
-        encoder_metadata(model, chunk_frames, left_frames),
+        encoder_metadata(model, chunk_frames, left_frames, right_frames),
         [numpy_helper.from_array(np.array(ONE_CHUNK), CHUNK_INPUT)],
     )
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onebest.bundle import FRAME_MS, Bundle, load_bundle
+from onebest.bundle import Bundle, load_bundle
 from onebest.graph import Graph
 from onebest_export.deviation import Deviation, Reference, Utterance
 from onebest_export.quantize import product_names, quantize
@@ -118,7 +118,7 @@ def choose_precision(
         left.append(worst_last.pop())
         chosen = measure(left)
     names = tuple(component.name for component in left)
-    chunk_ms = reference_bundle.sizes.chunk_frames * FRAME_MS
+    chunk_ms = reference_bundle.sizes.chunk_ms
     return Choice(budget, chunk_ms, len(utterances), reference.wer, names, chosen, alone), left
 
 

@@ -16,18 +16,22 @@ hand back; what is in them is the model's own:
 ``processed_lens`` restarts when a caller resets after an endpoint although the state persists, so it is taken
 in and not believed.
 
-The contract's callers run a chunk a call. A call may have several, one behind the other, where the input
-``chunk_frames`` says how many frames each has: every chunk sees itself and ``left`` frames before it, as it
-would in a call of its own, and gets the same numbers. The input has a default, ``ONE_CHUNK``,
-and those who do not know it need not give it.
+A model may have a right context: the last ``right`` frames of a chunk come again with the next one, which
+brings them out. A caller knows no more of it than that a chunk reads so much more than it moves on by.
 
-Axis legend: N streams, F feature frames (10 ms), T encoder frames (40 ms), C chunks, L blocks,
-H heads, K the largest convolution kernel, D width, J joiner width.
+The contract's callers run a chunk a call. A call may have several, one behind the other, where the input
+``chunk_frames`` says how many frames each brings out: every chunk sees itself and ``left`` frames before it,
+as it would in a call of its own, and gets the same numbers. The input has a default, ``ONE_CHUNK``,
+and those who do not know it need not give it. Inside, the chunks of a call lie side by side, like streams.
+
+Axis legend: N streams, F feature frames (10 ms), T encoder frames (40 ms) that a call brings out, C chunks,
+W frames of a chunk (T/C + right), L blocks, H heads, K the largest convolution kernel, D width,
+J joiner width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +60,7 @@ class WindowedStem(nn.Module):
         self.second = _window_product(stem.conv2.weight.detach(), cast(Tensor, stem.conv2.bias).detach())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn features [N, 4T+3, 80] into frames [T, N, D]."""
+        """Turn features [N, 4(T+right)+3, 80] into frames [T+right, N, D]."""
         x = features.transpose(0, 1)
         x = functional.gelu(self.first(torch.cat((x[:-2], x[1:-1], x[2:]), 2)))
         x = functional.gelu(self.second(torch.cat((x[:-2:2], x[1:-1:2], x[2::2]), 2)))
@@ -73,24 +77,48 @@ def _window_product(kernel: Tensor, bias: Tensor) -> nn.Linear:
     return product
 
 
-class Windows(NamedTuple):
-    """What the chunks of one call see.
+class Rows:
+    """Where frames are, in a memory of M rows with a call's frames [W, C] behind it, row after row.
 
-    Attributes:
-        frames: for each chunk, places among the frames remembered and the call's behind them, [left+T/C, C].
-        chunks, streams: C and N.
+    Args:
+        step: frames that a chunk brings out.
+        chunks, frames: C and W.
     """
 
-    frames: Tensor
-    chunks: int
-    streams: int
+    def __init__(self, step: Tensor, chunks: Tensor, frames: Tensor):
+        self.step, self.chunks, self.frames = step, chunks, frames
+        self.firsts = _count_up(chunks) * step
+
+    def of_chunks(self, memory: int) -> Tensor:
+        """What each chunk sees: the ``memory`` frames before it, then its own, [memory+W, C]."""
+        own = memory + _count_up(self.frames)[:, None] * self.chunks + _count_up(self.chunks)
+        return torch.cat((self._brought(memory, self.firsts), own))
+
+    def at_end(self, memory: int) -> Tensor:
+        """The last ``memory`` frames that were brought out, [memory]."""
+        return self._brought(memory, self.chunks * self.step)[:, 0]
+
+    def _brought(self, memory: int, ends: Tensor) -> Tensor:
+        """The rows of ``memory`` frames before some places, counted from the call's first frame."""
+        place = _count_up(memory)[:, None] - memory + ends
+        within = place % self.step * self.chunks + place // self.step
+        return memory + torch.where(place < 0, place, within)
 
 
 class StreamingEncoder(nn.Module):
-    """One chunk of N streams, or several, with the contract's inputs and outputs."""
+    """One chunk of N streams, or several, with the contract's inputs and outputs.
 
-    def __init__(self, model: Transducer):
+    Args:
+        model: whose encoder it is.
+        right: frames of right context.
+
+    Raises:
+        ModelError: the model is none to export.
+    """
+
+    def __init__(self, model: Transducer, right: int = 0):
         super().__init__()
+        self.right = right
         self.encoder, self.projection = model.encoder, model.projection
         if not (isinstance(model.encoder.stem, Stem) and isinstance(model.predictor, Predictor)):
             raise ModelError(
@@ -118,40 +146,41 @@ class StreamingEncoder(nn.Module):
         """Encode x [N, F, 80]; return encoder_out [N, T, J] and the two new states."""
         seen, left, streams = cached_conv[-1, 0, :, 0], cached_attn.shape[1], x.shape[0]
         hidden = self.stem(x)
-        frames = hidden.shape[0]
-        hidden = hidden + self._positions(seen, frames)
-        chunk = torch.where(chunk_frames > ONE_CHUNK, chunk_frames, frames)
-        starts = _count_up(frames // chunk) * chunk
-        windows = Windows(_count_up(left + chunk)[:, None] + starts, starts.shape[0], streams)
-        mask = self._mask(seen + starts[:, None], left, chunk)
+        hidden = hidden + self._positions(seen, hidden.shape[0])
+        brought = torch.as_tensor(hidden.shape[0] - self.right)
+        step = torch.where(chunk_frames > ONE_CHUNK, chunk_frames, brought)
+        rows = Rows(step, brought // step, step + self.right)
+        hidden = hidden[_count_up(rows.frames)[:, None] + rows.firsts].flatten(1, 2)
+        mask = self._mask(seen + rows.firsts[:, None], left, rows.frames)
+        sees, keeps = rows.of_chunks(left), rows.at_end(left)
+        memory = cached_conv.shape[1]
+        convolved, kept_inputs = rows.of_chunks(memory), rows.at_end(memory)
         new: list[Tensor] = []
         inputs: list[Tensor] = []
         for block in cast("list[Block]", list(self.encoder.blocks)):
             cache = cached_attn[len(new)], cached_attn[len(new) + 1]
-            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache, windows)
-            hidden, new = hidden + added, [*new, key, value]
+            added, *memories = attend(block.attention, block.attention_norm(hidden), mask, cache, sees)
+            hidden, new = hidden + added, [*new, *(memory[keeps] for memory in memories)]
             if block.kernel:
-                added, memory = convolve(
-                    block.convolution, block.convolution_norm(hidden), cached_conv[len(inputs)]
+                added, seen_inputs = convolve(
+                    block.convolution, block.convolution_norm(hidden), cached_conv[len(inputs)], convolved
                 )
-                hidden, inputs = hidden + added, [*inputs, memory]
+                hidden, inputs = hidden + added, [*inputs, seen_inputs[kept_inputs]]
             inner = functional.gelu(block.feed_forward_in(block.feed_forward_norm(hidden)))
             hidden = hidden + block.feed_forward_out(inner)
-        attention = torch.cat(
-            (cached_attn[:, frames:], torch.cat(new).reshape(len(new), frames, streams, -1)[:, -left:]), 1
-        )
-        convolution = self._convolution_state(inputs, seen + frames, cached_conv)
+        convolution = self._convolution_state(inputs, seen + brought, cached_conv)
         ignored = (processed_lens * 0).to(torch.float32)[:, None, None]
-        encoded = self.projection(self.encoder.norm(hidden)).transpose(0, 1)
-        return encoded + ignored, attention, convolution
+        out = hidden[:step].unflatten(1, (-1, streams)).transpose(0, 1).flatten(0, 1)
+        encoded = self.projection(self.encoder.norm(out)).transpose(0, 1)
+        return encoded + ignored, torch.stack(new), convolution
 
     def _positions(self, seen: Tensor, frames: int) -> Tensor:
         at = seen.to(torch.int64) + torch.arange(frames)[:, None]
         return self.encoder.positions[at % len(self.encoder.positions)]
 
-    def _mask(self, seen: Tensor, left: int, chunk: Tensor) -> Tensor:
-        """Return what is added to the scores, [C*N, 1, 1, left+T/C], with so many frames seen before each."""
-        valid = _count_up(left + chunk) >= left - seen.reshape(-1, 1).clamp(max=left)
+    def _mask(self, seen: Tensor, left: int, frames: Tensor) -> Tensor:
+        """Return what is added to the scores, [C*N, 1, 1, left+W], with so many frames seen before each."""
+        valid = _count_up(left + frames) >= left - seen.reshape(-1, 1).clamp(max=left)
         return torch.where(valid, 0.0, MASKED)[:, None, None, :]
 
     def _convolution_state(self, inputs: list[Tensor], seen: Tensor, old: Tensor) -> Tensor:
@@ -163,51 +192,70 @@ class StreamingEncoder(nn.Module):
         return torch.cat((torch.stack(inputs), count)) if inputs else count
 
 
-def _count_up(end: Tensor) -> Tensor:
+def _count_up(end: Tensor | int) -> Tensor:
     """Return 0, 1 and so on up to a number that becomes part of the graph."""
     return torch.arange(cast(int, end))
 
 
 def attend(
-    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], windows: Windows
+    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], sees: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
     Args:
         attention: the block's weights.
-        x: [T, N, D].
-        mask: added to the scores, [C*N, 1, 1, left+T/C].
+        x: [W, C*N, D].
+        mask: added to the scores, [C*N, 1, 1, left+W].
         cache: keys and values of the frames before, [left, N, D] each.
-        windows: what each chunk sees.
+        sees: rows of what each chunk sees, [left+W, C].
 
     Returns:
-        The output and the new frames' keys and values, [T, N, D] each.
+        The output [W, C*N, D], and keys and values with those before in front, [left+W*C, N, D] each.
     """
-    seen, chunks, streams = windows
     width, heads = attention.out.in_features, attention.heads
-    query, key, value = attention.qkv(x).split((width, width, width), 2)
-    query = query.reshape(chunks, -1, streams, width).transpose(0, 1)
+    query, *new = attention.qkv(x).split((width, width, width), 2)
+    memories = [_append(*pair) for pair in zip(cache, new, strict=True)]
     queries, keys, values = (
-        part.reshape(-1, chunks * streams, heads, width // heads)
-        for part in (query, torch.cat((cache[0], key))[seen], torch.cat((cache[1], value))[seen])
+        part.reshape(-1, x.shape[1], heads, width // heads)
+        for part in (query, *(memory[sees] for memory in memories))
     )
     scores = queries.permute(1, 2, 0, 3) @ keys.permute(1, 2, 3, 0) * attention.scale
     mixed = (scores + mask).softmax(3) @ values.permute(1, 2, 0, 3)
-    mixed = mixed.permute(2, 0, 1, 3).reshape(-1, chunks, streams, width).transpose(0, 1)
-    mixed = mixed.reshape(-1, streams, width)
-    return attention.out(mixed), key, value
+    return attention.out(mixed.permute(2, 0, 1, 3).flatten(2)), memories[0], memories[1]
 
 
-def convolve(convolution: Convolution, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolve x [T, N, D] behind the cache [max(K)-1, N, D]; return the output and the new cache."""
-    memory = torch.cat((cache, x))
-    seen = memory[len(cache) + 1 - convolution.depthwise.kernel_size[0] :]
+def convolve(convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """Convolve.
+
+    Args:
+        convolution: the block's weights.
+        x: [W, C*N, D].
+        cache: the inputs before, [max(K)-1, N, D].
+        sees: rows of what each chunk sees, [max(K)-1+W, C].
+
+    Returns:
+        The output [W, C*N, D], and the inputs with those before in front, [max(K)-1+W*C, N, D].
+    """
+    memory = _append(cache, x)
+    seen = memory[sees[len(cache) + 1 - convolution.depthwise.kernel_size[0] :]].flatten(1, 2)
     y = functional.gelu(convolution.depthwise(seen.permute(1, 2, 0)).permute(2, 0, 1))
-    return convolution.out(y), memory[-len(cache) :]
+    return convolution.out(y), memory
+
+
+def _append(memory: Tensor, new: Tensor) -> Tensor:
+    """Put frames [W, C*N, D] behind a memory [M, N, D], row after row."""
+    return torch.cat((memory, new.reshape(-1, *memory.shape[1:])))
 
 
 def example_inputs(encoder: StreamingEncoder, chunk_frames: int, left_frames: int) -> tuple[Tensor, ...]:
-    """Return inputs of two chunks of two streams to trace the encoder with."""
-    features = torch.zeros(2, 2 * SUBSAMPLING * chunk_frames + PAD_FRAMES, NUM_BINS)
+    """Return inputs of two chunks of two streams to trace the encoder with.
+
+    Args:
+        encoder: to trace.
+        chunk_frames: of a chunk, the right context included.
+        left_frames: of left context.
+    """
+    step = chunk_frames - encoder.right
+    features = torch.zeros(2, SUBSAMPLING * (2 * step + encoder.right) + PAD_FRAMES, NUM_BINS)
     state = encoder.initial_state(2, left_frames)
-    return features, *state, torch.zeros(2, dtype=torch.int64), torch.tensor(chunk_frames)
+    return features, *state, torch.zeros(2, dtype=torch.int64), torch.tensor(step)

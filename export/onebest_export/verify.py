@@ -69,7 +69,12 @@ def synthetic_features(frames: int, streams: int, seed: int = 0) -> FloatArray:
 
 
 def compare(
-    model: Transducer, paths: Sequence[Path], chunk_frames: int, left_frames: int, features: FloatArray
+    model: Transducer,
+    paths: Sequence[Path],
+    chunk_frames: int,
+    left_frames: int,
+    features: FloatArray,
+    right_frames: int = 0,
 ) -> Difference:
     """Run features [N, F, 80] through both, chunk by chunk.
 
@@ -78,10 +83,11 @@ def compare(
         paths: encoder, decoder and joiner.
         chunk_frames, left_frames: in encoder frames.
         features: at least one chunk.
+        right_frames: last encoder frames of a chunk that come again with the next.
     """
     encoder, decoder, joiner = (Graph.load(path, 1) for path in paths)
-    windows = _windows(features, chunk_frames)
-    ours = _encode_torch(model, windows, left_frames)
+    windows = _windows(features, chunk_frames, right_frames)
+    ours = _encode_torch(model, windows, left_frames, right_frames)
     theirs = _encode_onnx(encoder, windows, left_frames)
     contexts = np.stack([_contexts_on_path(model, ours), _random_contexts(model, ours)])
     expected = _join_torch(model, ours, contexts)
@@ -120,17 +126,20 @@ def check_int8(difference: Difference) -> None:
         )
 
 
-def _windows(features: FloatArray, chunk_frames: int) -> list[FloatArray]:
-    advance = SUBSAMPLING * chunk_frames
-    count = (features.shape[1] - PAD_FRAMES) // advance
-    return [features[:, advance * i : advance * (i + 1) + PAD_FRAMES] for i in range(count)]
+def _windows(features: FloatArray, chunk_frames: int, right_frames: int) -> list[FloatArray]:
+    advance = SUBSAMPLING * (chunk_frames - right_frames)
+    pad = SUBSAMPLING * right_frames + PAD_FRAMES
+    count = (features.shape[1] - pad) // advance
+    return [features[:, advance * i : advance * (i + 1) + pad] for i in range(count)]
 
 
 @torch.inference_mode()
-def _encode_torch(model: Transducer, windows: list[FloatArray], left_frames: int) -> FloatArray:
+def _encode_torch(
+    model: Transducer, windows: list[FloatArray], left_frames: int, right_frames: int
+) -> FloatArray:
     state, parts = model.encoder.initial_state(len(windows[0]), left_frames), []
     for window in windows:
-        encoded, state = model.encoder.forward_chunk(torch.from_numpy(window), state)
+        encoded, state = model.encoder.forward_chunk(torch.from_numpy(window), state, right_frames)
         parts.append(model.projection(encoded))
     return torch.cat(parts, 1).numpy()
 
@@ -143,7 +152,7 @@ def _encode_onnx(encoder: Graph, windows: list[FloatArray], left_frames: int) ->
     processed = np.zeros(streams, np.int64)
     for window in windows:
         encoded, attention, convolution = encoder.run(window, attention, convolution, processed)
-        processed = processed + window.shape[1] - PAD_FRAMES
+        processed = processed + window.shape[1] - encoder.size("pad_length")
         parts.append(encoded)
     return np.concatenate(parts, 1)
 

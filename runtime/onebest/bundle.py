@@ -68,6 +68,11 @@ class Sizes:
         return self.chunk_frames + self.pad_frames
 
     @property
+    def chunk_ms(self) -> int:
+        """Audio that a step waits for: what it moves on by and what it looks ahead."""
+        return (self.chunk_frames + self.layout.look_ahead_frames) * FRAME_MS
+
+    @property
     def left_context(self) -> int | None:
         """Encoder frames that a conformer looks back on; None for others."""
         return self.layout.left_context

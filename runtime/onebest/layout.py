@@ -76,6 +76,7 @@ class Layout:
         takes_count: whether the number of feature frames moved past is an input behind the states.
         left_context: encoder frames (40 ms) that a conformer looks back on, the second axis of its first
             state; None for others.
+        right_context: encoder frames of ``pad_frames``, which a step looks ahead and the next brings out.
     """
 
     chunk_frames: int
@@ -83,14 +84,32 @@ class Layout:
     caches: tuple[Cache, ...]
     takes_count: bool
     left_context: int | None = None
+    right_context: int = 0
+
+    @property
+    def look_ahead_frames(self) -> int:
+        """Feature frames of the right context."""
+        return self.right_context * SUBSAMPLING
 
     def at_latency(self, chunk_frames: int | None, left_context: int | None) -> Layout:
         """Return the layout with another chunk or left context; None keeps this one's.
 
+        Args:
+            chunk_frames: feature frames of a chunk, those that it looks ahead included.
+            left_context: in encoder frames.
+
         Raises:
-            ModelError: the left context of this model cannot be chosen.
+            ModelError: the left context of this model cannot be chosen, or the chunk is no longer than what
+                it looks ahead.
         """
-        changed = self if chunk_frames is None else replace(self, chunk_frames=chunk_frames)
+        changed = self
+        if chunk_frames is not None:
+            changed = replace(self, chunk_frames=chunk_frames - self.look_ahead_frames)
+        if changed.chunk_frames <= 0:
+            raise ModelError(
+                f"A chunk of {chunk_frames * 10} ms was asked for, and this model looks "
+                f"{self.look_ahead_frames * 10} ms ahead. Choose a longer chunk."
+            )
         if left_context is None:
             return changed
         if self.left_context is None:
@@ -131,7 +150,8 @@ def _read_conformer(encoder: Graph) -> Layout:
             f"{chunk} and {pad}. Export the model again."
         )
     caches = Cache((layers, left, None, width)), Cache((layers, kernel - 1, None, width))
-    return Layout(chunk, pad, caches, takes_count=True, left_context=left)
+    right = int(encoder.metadata("right_context", default="0"))
+    return Layout(chunk, pad, caches, True, left, right if right * SUBSAMPLING <= pad else 0)
 
 
 def _read_zipformer2(encoder: Graph) -> Layout:

@@ -36,7 +36,7 @@ class Models:
         bundle = load_bundle(folder or DEFAULT_MODEL)
         own = Recognizer(bundle, chunk_ms=chunk_ms)
         others = {ms: recognizer for ms in latencies_ms if (recognizer := _try(bundle, ms))}
-        default_ms = own.bundle.sizes.chunk_frames * 10
+        default_ms = own.bundle.sizes.chunk_ms
         self._recognizers = {default_ms: own} | others | {default_ms: own}
         self.name = bundle.name
 

@@ -17,7 +17,8 @@ def test_exports_int8_at_640_ms(tiny, tmp_path, capsys):
     assert "tokens equal in 100.00%" in capsys.readouterr().out
     recognizer = Recognizer(folder)
     assert recognizer.bundle.name == "model"
-    assert (recognizer.bundle.sizes.chunk_frames, recognizer.bundle.sizes.left_context) == (64, 128)
+    assert (recognizer.bundle.sizes.chunk_frames, recognizer.bundle.sizes.left_context) == (48, 128)
+    assert (recognizer.bundle.sizes.chunk_ms, recognizer.bundle.sizes.layout.right_context) == (640, 4)
     assert (folder / "encoder.int8.onnx").is_file()
 
 
@@ -25,7 +26,19 @@ def test_options_and_real_speech(tiny, tmp_path, capsys):
     notes = tmp_path / "notes.json"
     notes.write_text(json.dumps({"wer": {"dev": 0.3}}))
     folder = tmp_path / "model"
-    options = ["--name", "small", "--chunk-ms", "320", "--left-ms", "1280", "--float", "--notes", str(notes)]
+    options = [
+        "--name",
+        "small",
+        "--chunk-ms",
+        "320",
+        "--left-ms",
+        "1280",
+        "--right-ms",
+        "0",
+        "--float",
+        "--notes",
+        str(notes),
+    ]
     audio = ["--check-audio", *map(str, CLIPS[:2])]
     assert main(["export", str(tiny.path), str(folder), *options, *audio]) == 0
     assert "against torch" in capsys.readouterr().out
@@ -45,6 +58,8 @@ def test_options_and_real_speech(tiny, tmp_path, capsys):
         (["--chunk-ms", "100"], "--chunk-ms is 100. It must be a multiple of 40"),
         (["--chunk-ms", "0"], "multiple of 40"),
         (["--left-ms", "0"], "--left-ms is 0"),
+        (["--right-ms", "100"], "--right-ms is 100. It must be a multiple of 40"),
+        (["--right-ms", "640"], "--right-ms is 640. It must be less than --chunk-ms, 640"),
         (["--left-ms", "-40"], "multiple of 40"),
         (["--notes", "missing.json"], "missing.json: cannot be read as JSON"),
         (["--notes", "list.json"], "expected a JSON object, found list"),

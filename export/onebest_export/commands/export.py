@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk-ms", type=int, default=640, help="latency that the metadata names, a multiple of 40"
     )
     parser.add_argument("--left-ms", type=int, default=5120, help="left context, a multiple of 40")
+    parser.add_argument(
+        "--right-ms",
+        type=int,
+        default=160,
+        help="right context, a multiple of 40 or 0: the end of a chunk, which the next one brings out",
+    )
     parser.add_argument("--float", action="store_true", help="float32 graphs instead of int8")
     parser.add_argument(
         "--blank-penalty",
@@ -63,10 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.report and not arguments.dev:
         raise ConfigError("--report measures on speech. Name some with --dev.")
+    chunk, right = to_frames("--chunk-ms", arguments.chunk_ms), arguments.right_ms
+    if right and to_frames("--right-ms", right) >= chunk:
+        raise ConfigError(f"--right-ms is {right}. It must be less than --chunk-ms, {arguments.chunk_ms}.")
     options = ExportOptions(
         arguments.name or arguments.bundle.resolve().name,
-        to_frames("--chunk-ms", arguments.chunk_ms),
+        chunk,
         to_frames("--left-ms", arguments.left_ms),
+        right // FRAME_MS,
         not arguments.float,
         _notes(arguments.notes),
         arguments.blank_penalty,

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     cold = [_time_cold_start(words) for _ in range(arguments.repeats)]
     found = {
         "model": recognizer.bundle.name,
-        "chunk_ms": recognizer.bundle.sizes.chunk_frames * 10,
+        "chunk_ms": recognizer.bundle.sizes.chunk_ms,
         "threads": arguments.threads,
         "audio_seconds": round(len(audio) / SAMPLE_RATE, 2),
         "repeats": arguments.repeats,
