@@ -249,6 +249,7 @@ def card_table(card: Results) -> str:
         ["language", card["language"]],
         ["size", f"{size:.1f} MB, {architecture['precision']}"],
         ["latency", f"{40 * architecture['chunk_frames']} ms, or any multiple of 40"],
+        ["right context", f"{40 * architecture.get('right_frames', 0)} ms of it"],
         ["left context", f"{40 * architecture['left_frames'] / 1000:.1f} s"],
         ["first weights", training["first_weights"]],
         ["training", "; ".join(runs)],

@@ -146,37 +146,38 @@ class StreamingEncoder(nn.Module):
         """Encode x [N, F, 80]; return encoder_out [N, T, J] and the two new states."""
         seen, left, streams = cached_conv[-1, 0, :, 0], cached_attn.shape[1], x.shape[0]
         hidden = self.stem(x)
-        hidden = hidden + self._positions(seen, hidden.shape[0])
         brought = torch.as_tensor(hidden.shape[0] - self.right)
         step = torch.where(chunk_frames > ONE_CHUNK, chunk_frames, brought)
         rows = Rows(step, brought // step, step + self.right)
-        hidden = hidden[_count_up(rows.frames)[:, None] + rows.firsts].flatten(1, 2)
+        place = _count_up(rows.frames)[:, None] + rows.firsts
+        hidden = hidden[place].flatten(1, 2) + self._positions((seen + place[:, :, None]).flatten(1, 2))
         mask = self._mask(seen + rows.firsts[:, None], left, rows.frames)
-        sees, keeps = rows.of_chunks(left), rows.at_end(left)
-        memory = cached_conv.shape[1]
-        convolved, kept_inputs = rows.of_chunks(memory), rows.at_end(memory)
+        sees, convolved = rows.of_chunks(left), rows.of_chunks(cached_conv.shape[1])
+        kept = rows.at_end(cached_conv.shape[1])
         new: list[Tensor] = []
         inputs: list[Tensor] = []
         for block in cast("list[Block]", list(self.encoder.blocks)):
             cache = cached_attn[len(new)], cached_attn[len(new) + 1]
-            added, *memories = attend(block.attention, block.attention_norm(hidden), mask, cache, sees)
-            hidden, new = hidden + added, [*new, *(memory[keeps] for memory in memories)]
+            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache, sees)
+            hidden, new = hidden + added, [*new, key, value]
             if block.kernel:
                 added, seen_inputs = convolve(
                     block.convolution, block.convolution_norm(hidden), cached_conv[len(inputs)], convolved
                 )
-                hidden, inputs = hidden + added, [*inputs, seen_inputs[kept_inputs]]
+                hidden, inputs = hidden + added, [*inputs, seen_inputs[kept]]
             inner = functional.gelu(block.feed_forward_in(block.feed_forward_norm(hidden)))
             hidden = hidden + block.feed_forward_out(inner)
         convolution = self._convolution_state(inputs, seen + brought, cached_conv)
         ignored = (processed_lens * 0).to(torch.float32)[:, None, None]
-        out = hidden[:step].unflatten(1, (-1, streams)).transpose(0, 1).flatten(0, 1)
-        encoded = self.projection(self.encoder.norm(out)).transpose(0, 1)
-        return encoded + ignored, torch.stack(new), convolution
+        out = self.encoder.norm(hidden)[:step].unflatten(1, (-1, streams)).transpose(0, 1).flatten(0, 1)
+        encoded = self.projection(out).transpose(0, 1)
+        frames = torch.cat(new).reshape(len(new), -1, rows.chunks, streams, hidden.shape[2])[:, :step]
+        frames = frames.transpose(1, 2).flatten(1, 2)[:, -left:]
+        attention = torch.cat((cached_attn[:, brought:], frames), 1)
+        return encoded + ignored, attention, convolution
 
-    def _positions(self, seen: Tensor, frames: int) -> Tensor:
-        at = seen.to(torch.int64) + torch.arange(frames)[:, None]
-        return self.encoder.positions[at % len(self.encoder.positions)]
+    def _positions(self, places: Tensor) -> Tensor:
+        return self.encoder.positions[places.to(torch.int64) % len(self.encoder.positions)]
 
     def _mask(self, seen: Tensor, left: int, frames: Tensor) -> Tensor:
         """Return what is added to the scores, [C*N, 1, 1, left+W], with so many frames seen before each."""
@@ -210,18 +211,17 @@ def attend(
         sees: rows of what each chunk sees, [left+W, C].
 
     Returns:
-        The output [W, C*N, D], and keys and values with those before in front, [left+W*C, N, D] each.
+        The output, and the new frames' keys and values, [W, C*N, D] each.
     """
     width, heads = attention.out.in_features, attention.heads
-    query, *new = attention.qkv(x).split((width, width, width), 2)
-    memories = [_append(*pair) for pair in zip(cache, new, strict=True)]
+    query, key, value = attention.qkv(x).split((width, width, width), 2)
     queries, keys, values = (
         part.reshape(-1, x.shape[1], heads, width // heads)
-        for part in (query, *(memory[sees] for memory in memories))
+        for part in (query, _append(cache[0], key)[sees], _append(cache[1], value)[sees])
     )
     scores = queries.permute(1, 2, 0, 3) @ keys.permute(1, 2, 3, 0) * attention.scale
     mixed = (scores + mask).softmax(3) @ values.permute(1, 2, 0, 3)
-    return attention.out(mixed.permute(2, 0, 1, 3).flatten(2)), memories[0], memories[1]
+    return attention.out(mixed.permute(2, 0, 1, 3).flatten(2)), key, value
 
 
 def convolve(convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ MEANS = {
 #: The recipe of the run that comes after all others.
 MODEL = "quiet"
 BLANK_PENALTY = 0.5
+RIGHT_MS = 160
 #: How a recipe calls the work folder.
 WORK = "work/"
 #: Speech that synthesize.py makes, by the store's name: the text, and what else it needs.
@@ -226,7 +227,7 @@ class Build:
     def bundle(self, path: Path) -> None:
         """Export the model, int8 where that costs no words."""
         checkpoint = self.need("mean.pt")
-        options = ["--name", "onebest-en", "--blank-penalty", BLANK_PENALTY]
+        options = ["--name", "onebest-en", "--blank-penalty", BLANK_PENALTY, "--right-ms", RIGHT_MS]
         options += ["--notes", RECIPES / "default-card.json", "--dev", self.data / "dev.jsonl.gz"]
         onebest("export", checkpoint, path, *options)
 
