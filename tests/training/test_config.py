@@ -103,6 +103,8 @@ def test_what_does_not_belong_is_refused(place: tuple[str | int, ...], value: An
         (StageConfig, {"steps": 0}, "steps above 0"),
         (StageConfig, {"chunk_frames": []}, "chunk_frames with sizes"),
         (StageConfig, {"left_frames": [-1]}, "left_frames with sizes"),
+        (StageConfig, {"chunk_frames": [0, 8, 4], "right_frames": 4}, "right_frames of 0 or more, and less"),
+        (StageConfig, {"right_frames": -1}, "right_frames of 0 or more"),
         (StageConfig, {"learning_rate": -1.0}, "learning rates of 0 or more"),
         (StageConfig, {"loss": {"ctc": 0.0, "self_distillation": 1.0}}, "a loss beside self-dist"),
         (StageConfig, {"loss": {"path": 1.0}, "augment": {"speed": 0.1}}, "no change of speed where"),

@@ -47,7 +47,7 @@ def language_model(corpus: ToneCorpus, tmp_path: Path) -> Path:
 
 def evaluate(tmp_path: Path, *words: object) -> list[Row]:
     out = tmp_path / "rows.json"
-    chunks = ("--chunk-ms", "160", "--left-ms", "640")
+    chunks = ("--chunk-ms", "160", "--left-ms", "640", "--right-ms", "40")
     assert main(["evaluate-checkpoint", *map(str, words), *chunks, "--json", str(out)]) == 0
     rows: list[Row] = json.loads(out.read_text())["rows"]
     return rows
@@ -63,7 +63,7 @@ def count_errors(
     errors = 0
     for utterance in load_utterances(FeatureStore(corpus.dev), tokens, 100.0):
         (batch,) = dev_batches([utterance])
-        encoded = model.encoder(batch.features, batch.frame_lengths, 4, 16)
+        encoded = model.encoder(batch.features, batch.frame_lengths, 4, 16, right=1)
         found = beam_search(model, model.projection(encoded), batch.frame_lengths, options, steered_by)
         text = tokens.decode(list(found[0][0].labels))
         errors += int(edit_distance(utterance.text.split(), text.split())["total"])

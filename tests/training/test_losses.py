@@ -132,12 +132,13 @@ def test_a_batch_in_which_nothing_fits_pulls_nowhere() -> None:
 
 def test_chunks_and_contexts_are_drawn_from_those_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, seen = make_model(), make_batch(), set()
-    stage = replace(stage_with(ctc=1.0), chunk_frames=(0, 4, 8), left_frames=(2, 16))
+    stage = replace(stage_with(ctc=1.0), chunk_frames=(0, 4, 8), left_frames=(2, 16), right_frames=3)
     forward = model.encoder.forward
 
-    def spy(features: Tensor, lengths: Tensor, chunk: int, left: int, start: int) -> Tensor:
+    def spy(features: Tensor, lengths: Tensor, chunk: int, left: int, start: int, right: int) -> Tensor:
         seen.add((chunk, left))
-        return forward(features, lengths, chunk, left, start)
+        assert right == 3
+        return forward(features, lengths, chunk, left, start, right)
 
     monkeypatch.setattr(model.encoder, "forward", spy)
     for seed in range(40):

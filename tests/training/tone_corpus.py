@@ -116,6 +116,7 @@ def make_stage(name: str, steps: int, **options: object) -> StageConfig:
         "warmup_steps": 5,
         "chunk_frames": (0, 4, 8),
         "left_frames": (16,),
+        "right_frames": 2,
         "loss": LossConfig(0.5, 1.0, band=3, fastemit=0.01, delay_penalty=0.01, self_distillation=0.1),
         "augment": AugmentConfig(0.5, 0.3, (10.0, 20.0), 0.05, 0.1, 1, 8, 0.5, 6),
     }
