@@ -171,8 +171,8 @@ class StreamingEncoder(nn.Module):
         ignored = (processed_lens * 0).to(torch.float32)[:, None, None]
         out = self.encoder.norm(hidden)[:step].unflatten(1, (-1, streams)).transpose(0, 1).flatten(0, 1)
         encoded = self.projection(out).transpose(0, 1)
-        frames = torch.cat(new).reshape(len(new), -1, rows.chunks, streams, hidden.shape[2])[:, :step]
-        frames = frames.transpose(1, 2).flatten(1, 2)[:, -left:]
+        frames = torch.cat(new).reshape(len(new), -1, cast(int, rows.chunks), streams, hidden.shape[2])
+        frames = frames[:, :step].transpose(1, 2).flatten(1, 2)[:, -left:]
         attention = torch.cat((cached_attn[:, brought:], frames), 1)
         return encoded + ignored, attention, convolution
 

@@ -104,12 +104,12 @@ class Layout:
         """
         changed = self
         if chunk_frames is not None:
+            if chunk_frames <= self.look_ahead_frames:
+                raise ModelError(
+                    f"A chunk of {chunk_frames * 10} ms was asked for, and this model looks "
+                    f"{self.look_ahead_frames * 10} ms ahead. Choose a longer chunk."
+                )
             changed = replace(self, chunk_frames=chunk_frames - self.look_ahead_frames)
-        if changed.chunk_frames <= 0:
-            raise ModelError(
-                f"A chunk of {chunk_frames * 10} ms was asked for, and this model looks "
-                f"{self.look_ahead_frames * 10} ms ahead. Choose a longer chunk."
-            )
         if left_context is None:
             return changed
         if self.left_context is None:
@@ -150,7 +150,8 @@ def _read_conformer(encoder: Graph) -> Layout:
             f"{chunk} and {pad}. Export the model again."
         )
     caches = Cache((layers, left, None, width)), Cache((layers, kernel - 1, None, width))
-    right = int(encoder.metadata("right_context", default="0"))
+    looks_ahead = encoder.metadata("right_context", default="0") != "0"
+    right = encoder.size("right_context") if looks_ahead else 0
     return Layout(chunk, pad, caches, True, left, right if right * SUBSAMPLING <= pad else 0)
 
 

@@ -180,3 +180,16 @@ def test_a_chunk_must_be_longer_than_what_it_looks_ahead(bundle, chunk_ms):
     with pytest.raises(ModelError, match=r"looks 80 ms ahead\. Choose a longer chunk"):
         Recognizer(bundle, chunk_ms=chunk_ms)
     assert Recognizer(bundle, chunk_ms=120).bundle.sizes.chunk_frames == 4
+
+
+@pytest.mark.parametrize(("named", "found"), [("0", 0), ("1", 1), ("2", 2)])
+def test_other_exporters_may_name_it_or_not(bundle, tmp_path, named, found):
+    """What a chunk reads beyond those frames is the stem's."""
+    folder = copy_bundle(bundle, tmp_path / "model")
+    model = onnx.load(str(folder / "encoder.onnx"))
+    metadata = {entry.key: entry.value for entry in model.metadata_props} | {"right_context": named}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, str(folder / "encoder.onnx"))
+    sizes = load_bundle(folder).sizes
+    assert (sizes.layout.right_context, sizes.pad_frames) == (found, 4 * RIGHT + 3)

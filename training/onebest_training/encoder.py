@@ -10,7 +10,7 @@ H heads, K convolution kernel, L blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -298,8 +298,9 @@ class Encoder(nn.Module):
         if chunk and right:
             return self._overlapping(x, lengths, chunk, left, right)
         mask = torch.zeros((), device=x.device).masked_fill(~chunk_mask(frames, chunk, left, lengths), MASKED)
+        nothing = x.new_zeros(len(x), self.convolution_frames, x.shape[2])
         for block in self.blocks:
-            x, _, _ = block(x, mask, nothing_before, lambda new: _zeros(new, self.convolution_frames))
+            x, _, _ = block(x, mask, nothing_before, _always(nothing))
         encoded: Tensor = self.norm(x)
         return encoded
 
@@ -308,7 +309,7 @@ class Encoder(nn.Module):
 
         The overlaps, R frames in all, go behind the frames that are brought out, so that each is there twice.
         """
-        batch, frames, step = *x.shape[:2], chunk - right
+        (batch, frames, width), step = x.shape, chunk - right
         place = torch.arange(frames, device=x.device)
         firsts = torch.arange(step, frames + step, step, device=x.device)
         overlap = (firsts[:, None] + torch.arange(right, device=x.device)).flatten()
@@ -323,14 +324,13 @@ class Encoder(nn.Module):
         memory = self.convolution_frames
         ends = firsts[:, None] + torch.arange(memory, device=x.device)
 
-        for block in self.blocks:
+        for block in cast("list[Block]", list(self.blocks)):
             x, _ = block.attend(x, mask, nothing_before)
             if block.kernel:
-                brought, again = x[:, :frames], x[:, frames:].unflatten(1, (-1, right)).flatten(0, 1)
-                brought, inputs = block.convolve(brought, lambda new: _zeros(new, memory))
+                brought, inputs = block.convolve(x[:, :frames], _always(x.new_zeros(batch, memory, width)))
                 inputs = functional.pad(inputs, (0, 0, 0, step))[:, ends].flatten(0, 1)
-                again, _ = block.convolve(again, lambda new, inputs=inputs: inputs)
-                x = torch.cat((brought, again.unflatten(0, (batch, -1)).flatten(1, 2)), 1)
+                again, _ = block.convolve(x[:, frames:].reshape(-1, right, width), _always(inputs))
+                x = torch.cat((brought, again.reshape(batch, -1, width)), 1)
             x = block.feed(x)
         encoded: Tensor = self.norm(x[:, :frames])
         return encoded
@@ -372,10 +372,6 @@ class Encoder(nn.Module):
 def nothing_before(new: Tensor) -> Tensor:
     """The past of an utterance's first frames: none."""
     return new[:, :0]
-
-
-def _zeros(new: Tensor, memory: int) -> Tensor:
-    return new.new_zeros(len(new), memory, new.shape[2])
 
 
 def _always(past: Tensor) -> Past:
