@@ -167,12 +167,14 @@ def test_the_command_makes_a_store_to_train_on(
     model = make_talkative_run(corpus, tmp_path / "run")
     text = tmp_path / "sentences.txt"
     text.write_text("ab\nE\nba\ncede\nnever heard\n")
-    arguments = [str(corpus.store), str(text), str(tmp_path / "out"), "--model", str(model), "--longest", "1"]
-    assert main(["splice", *arguments, "--without", "rare"]) == 0
+    texts = [text, corpus.dev / "cuts.jsonl.gz"]
+    arguments = [corpus.store, tmp_path / "out", "--text", *texts, "--model", model, "--longest", "1"]
+    words = ["splice", *map(str, arguments)]
+    assert main([*words, "--without", "rare"]) == 0
     assert f"{tmp_path / 'out'}: " in capsys.readouterr().out
     made = load_utterances(FeatureStore(tmp_path / "out"), load_model(model)[1], 20.0)
-    assert {u.text for u in made} <= {"ab", "e", "ba", "cede"}
-    assert made
+    dev = {cut.supervisions[0].text.lower() for cut in FeatureStore(corpus.dev).cuts}
+    assert {"ab", "e", "ba", "cede"} <= {u.text for u in made} <= {"ab", "e", "ba", "cede"} | dev
     assert json.loads((tmp_path / "out" / "store.json").read_text())["frames"] > 0
-    assert main(["splice", *arguments]) == 1
+    assert main(words) == 1
     assert "exists already" in capsys.readouterr().err
