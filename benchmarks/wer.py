@@ -17,6 +17,7 @@ from pathlib import Path
 
 from measuring import Results, evaluate, make_parser, print_result, run
 
+from onebest.bundle import ENCODER_FRAME_MS
 from onebest.card import read_card
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280, "offline": 40_000}
@@ -58,10 +59,12 @@ def measure(name: str, model: Path, chunk_ms: int, arguments: argparse.Namespace
 def measure_float(arguments: argparse.Namespace) -> Results:
     """Measure the model in float32, exported with the settings that its card names."""
     card = read_card(arguments.model)
-    penalty = card.get("architecture", {}).get("blank_penalty", 0.0)
+    architecture = card.get("architecture", {})
+    settings = ["--blank-penalty", architecture.get("blank_penalty", 0.0)]
+    settings += ["--right-ms", architecture.get("right_frames", 0) * ENCODER_FRAME_MS]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "float32"
-        run("export", arguments.checkpoint, bundle, "--float", "--blank-penalty", penalty)
+        run("export", arguments.checkpoint, bundle, "--float", *settings)
         steps = [found.get("training", {}).get("steps") for found in (card, read_card(bundle))]
         if steps[0] != steps[1]:
             raise SystemExit(
