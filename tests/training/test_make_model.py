@@ -20,7 +20,7 @@ from onebest_training.trainer import Trainer
 
 def test_every_need_of_the_recipes_has_a_rule(tmp_path: Path) -> None:
     build = Build(tmp_path, tmp_path)
-    for run in build.runs_to("mean.pt"):
+    for run in build.runs(MODEL):
         paths = [each for each in make_model.strings(build.recipe(run)) if "/" in each]
         assert all(path.startswith("work/") for path in paths)
         for need in (path.removeprefix("work/") for path in paths):

@@ -32,12 +32,12 @@ RECIPES, BENCHMARKS = ROOT / "training" / "recipes", ROOT / "benchmarks"
 #: Means of models, by name. The one called ``mean`` ships.
 MEANS = {
     "first-mean": ("more/checkpoint.pt", "consistent/checkpoint.pt"),
-    "second-mean": ("first-mean.pt", "quiet/checkpoint.pt"),
-    "mean": ("second-mean.pt", "overlap/checkpoint.pt", "steady/checkpoint.pt"),
+    "mean": ("first-mean.pt", "quiet/checkpoint.pt"),
 }
 #: The recipe of the run that comes after all others.
-MODEL = "overlap"
+MODEL = "quiet"
 BLANK_PENALTY = 0.5
+#: Of a chunk, what the next one brings out.
 RIGHT_MS = 160
 #: How a recipe calls the work folder.
 WORK = "work/"
@@ -45,12 +45,7 @@ WORK = "work/"
 SPOKEN = {
     "hibari": ("sentences.txt.gz", "--hours", "17.6", "--seed", "11"),
     "novels": ("lm_text.txt.gz", "--hours", "2.1", "--seed", "21"),
-    "more-novels": ("lm_text.txt.gz", "--hours", "20", "--seed", "31"),
 }
-#: Sentences put together from words of the labelled part: the store, the texts, and what else it takes.
-SPLICED = "splice"
-SPLICED_TEXTS = ("lm_text.txt.gz", "sentences.txt.gz")
-SPLICED_OPTIONS = ("--hours", "36", "--seed", "1", "--without", "speechocean762", "minds14_en")
 #: Halves of the background sounds, every second one each: to learn that nobody speaks, and to see whether it
 #: was learnt.
 HALVES = ("silence", "noise-held-out")
@@ -184,12 +179,6 @@ class Build:
         python, (text, *options) = self.need("voices") / "bin" / "python", SPOKEN[name]
         run(python, RECIPES / "synthesize.py", self.data / text, path, *options)
 
-    def splice(self, path: Path) -> None:
-        """Put sentences together from words of the labelled part, where a model before heard them."""
-        texts = [self.data / name for name in SPLICED_TEXTS]
-        model = self.need("second-mean.pt")
-        onebest("splice", self.need("train"), path, "--text", *texts, "--model", model, *SPLICED_OPTIONS)
-
     def voices(self, path: Path) -> None:
         """Make the environment of the synthetic voices, which want other versions than ours."""
         venv.create(path, with_pip=True)
@@ -259,21 +248,21 @@ class Build:
         """Write what was measured, and how long the runs took, into the bundle's card."""
         bundle = self.need("bundle")
         results = [self.need(f"results/{name}.json") for name in MEASURES]
-        logs = [self.work / name / "log.jsonl" for name in self.runs_to("mean.pt")]
+        logs = [self.work / name / "log.jsonl" for name in self.runs(MODEL)]
         python(BENCHMARKS / "figures.py", bundle, "--results", results[0].parent, "--logs", *logs)
         path.write_text((bundle / "card.json").read_text("utf-8"), "utf-8")
 
     def runs(self, name: str) -> list[str]:
         """Return the names of the recipes that lead to a recipe's model, its own last."""
         start = str(self.recipe(name).get("initial_model", ""))
-        return [*(self.runs_to(start.removeprefix(WORK)) if start else ()), name]
+        return [*(self._runs_to(start.removeprefix(WORK)) if start else ()), name]
 
-    def runs_to(self, model: str) -> list[str]:
+    def _runs_to(self, model: str) -> list[str]:
         """Return the names of the recipes that lead to a run's checkpoint or to a mean."""
         parts = MEANS.get(model.removesuffix(".pt"))
         if parts is None:
             return self.runs(model.removesuffix("/checkpoint.pt"))
-        return list(dict.fromkeys(run for part in parts for run in self.runs_to(part)))
+        return list(dict.fromkeys(run for part in parts for run in self._runs_to(part)))
 
     def wheel(self, path: Path) -> None:
         """Build the wheel from a copy of the source with the bundle as its model."""
@@ -305,7 +294,6 @@ RULES: dict[str, Callable[..., None]] = {
     rf"({'|'.join(HALVES)})\.jsonl\.gz": Build.half,
     r"voices": Build.voices,
     r"([\w-]+)\.speech": Build.speech,
-    SPLICED: Build.splice,
     r"([a-z][a-z-]*)(?:-sp([\d.]+))?": Build.store,
 }
 
