@@ -34,13 +34,14 @@ def encoder_metadata(
     A chunk has ``chunk_frames``, of which the last ``right_frames`` come again with the next.
     ``num_encoder_layers`` and ``encoder_dim`` are there to size the states; see ``streaming``.
     """
+    pad_frames = SUBSAMPLING * right_frames + PAD_FRAMES
     return {
         "model_type": "conformer",
         "version": "1",
         "model_author": "onebest",
         "comment": "streaming transducer",
-        **latency_metadata(chunk_frames, left_frames, right_frames),
-        "pad_length": str(SUBSAMPLING * right_frames + PAD_FRAMES),
+        **latency_metadata(chunk_frames - right_frames, left_frames, pad_frames),
+        "pad_length": str(pad_frames),
         "num_encoder_layers": str(2 * len(model.encoder.blocks)),
         "right_context": str(right_frames),
         "encoder_dim": str(model.config.encoder.width),

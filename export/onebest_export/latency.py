@@ -11,21 +11,21 @@ import onnx
 from onebest.bundle import ENCODER_FRAME_MS, load_bundle
 from onebest.card import find_files, read_card, write_card
 from onebest.errors import ModelError
-from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.encoder import SUBSAMPLING
 
 
-def latency_metadata(chunk_frames: int, left_frames: int, right_frames: int) -> dict[str, str]:
+def latency_metadata(step_frames: int, left_frames: int, pad_frames: int) -> dict[str, str]:
     """Return the encoder's metadata that depend on the latency.
 
     Args:
-        chunk_frames: encoder frames a chunk.
+        step_frames: encoder frames that a chunk brings out.
         left_frames: encoder frames of left context.
-        right_frames: last frames of a chunk, which the next one brings out.
+        pad_frames: feature frames that a chunk reads beyond those.
     """
     return {
-        "T": str(SUBSAMPLING * chunk_frames + PAD_FRAMES),
-        "decode_chunk_len": str(SUBSAMPLING * (chunk_frames - right_frames)),
-        "chunk_size": str(chunk_frames - right_frames),
+        "T": str(SUBSAMPLING * step_frames + pad_frames),
+        "decode_chunk_len": str(SUBSAMPLING * step_frames),
+        "chunk_size": str(step_frames),
         "left_context": str(left_frames),
     }
 
@@ -50,7 +50,7 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
         raise ModelError(
             f"{source} is no conformer, which alone has a latency to choose. Export one instead."
         )
-    metadata = latency_metadata(chunk_frames, left, bundle.sizes.layout.right_context)
+    metadata = latency_metadata(bundle.sizes.chunk_frames // SUBSAMPLING, left, bundle.sizes.pad_frames)
     files = find_files(source, card := read_card(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy-") as name:

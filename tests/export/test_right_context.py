@@ -193,3 +193,5 @@ def test_other_exporters_may_name_it_or_not(bundle, tmp_path, named, found):
     onnx.save(model, str(folder / "encoder.onnx"))
     sizes = load_bundle(folder).sizes
     assert (sizes.layout.right_context, sizes.pad_frames) == (found, 4 * RIGHT + 3)
+    assert main(["copy-latency", str(folder), str(tmp_path / "copy"), "--chunk-ms", "640"]) == 0
+    assert load_bundle(tmp_path / "copy").sizes == load_bundle(folder).at_latency(640, None).sizes
