@@ -219,6 +219,16 @@ class Stream:
         sizes = self.recognizer.bundle.sizes
         return max(0, self._waiting_frames - sizes.pad_frames) // sizes.chunk_frames
 
+    @property
+    def missing_seconds(self) -> float:
+        """Audio that the next window lacks at least, so what is shorter makes no chunk ready.
+
+        A resampler holds some audio back; only then may it be more.
+        """
+        frames = self._encoder_frames * SUBSAMPLING + self.recognizer.bundle.sizes.window_frames
+        end = (frames * FRAME_SHIFT_SAMPLES + _REACH_SAMPLES) / SAMPLE_RATE
+        return max(0.0, end - self._received_samples / self._resampler.sample_rate)
+
     def accept(self, samples: npt.NDArray[Any]) -> Result:
         """Take the next samples [S] and return what has been recognised so far.
 

@@ -8,6 +8,8 @@ machine is busy or the client sends fast, they cost less together:
     (advance)  the scheduler decodes the ready chunks of all jobs in its batch
     collect()  the events that followed
 
+Audio that completes no chunk is worth no turn: it waits in the queue for the piece that does.
+
 Nothing here needs a lock: the queue is a deque, and each counter is written by one side only.
 """
 
@@ -22,6 +24,7 @@ from typing import NamedTuple
 
 from onebest.errors import AudioError, ConfigError
 from onebest.recognizer import Stream
+from onebest.samples import check_samples
 from onebest_server.models import choose_hotwords
 from onebest_server.protocol import (
     INTERNAL,
@@ -43,6 +46,8 @@ from onebest_server.protocol import (
 PART_SECONDS = 0.5
 #: A turn takes no more of what waits once it has so many chunks.
 CHUNKS_A_TURN = 4
+#: Times are sums of the lengths of pieces: what they may be wrong by, less than a sample.
+_ROUNDING_SECONDS = 1e-6
 #: With no more audio than this before its end, two turns or three complete an utterance.
 LAST_SECONDS = 2 * CHUNKS_A_TURN * PART_SECONDS
 #: What a client is told of an error that is not its own.
@@ -52,9 +57,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
+    """Work, how much audio it is, when it came, and whether it waits for no more audio to have its turn."""
+
     work: Work
     seconds: float
     arrived: float
+    is_urgent: bool
 
 
 @dataclass
@@ -94,6 +102,8 @@ class Job:
         self._owes_reply = self._failed = self._cancelled = self._stream_ended = False
         self._fed = self._ended = 0.0
         self._received_seconds = self._taken_seconds = self._collected_seconds = 0.0
+        self._received_urgent = self._taken_urgent = 0
+        self._next_seconds = 0.0
 
     def put(self, work: Work) -> None:
         """Queue work; audio in parts."""
@@ -101,12 +111,14 @@ class Job:
         if isinstance(work, Open):
             self._sample_rate = work.sample_rate
         if not isinstance(work, Audio):
-            self._queue.append(_Entry(work, 0.0, now))
+            self._queue.append(_Entry(work, 0.0, now, True))
+            self._received_urgent += 1
             return
         for part in self._parts(work):
-            seconds = len(part.samples) / self._sample_rate
+            seconds, is_urgent = len(part.samples) / self._sample_rate, part.reply or not _is_sound(part)
+            self._queue.append(_Entry(part, seconds, now, is_urgent))
             self._received_seconds += seconds
-            self._queue.append(_Entry(part, seconds, now))
+            self._received_urgent += is_urgent
 
     def _parts(self, audio: Audio) -> Iterator[Audio]:
         length = max(1, round(PART_SECONDS * self._sample_rate))
@@ -137,7 +149,10 @@ class Job:
         """Whether another turn would do something."""
         if self._failed or self._cancelled:
             return False
-        return bool(self._queue) or (self._stream is not None and self._stream.ready)
+        stream = self._stream  # a thread may take it away
+        if self._received_urgent > self._taken_urgent or (stream is not None and stream.ready):
+            return True
+        return bool(self._queue) and self._received_seconds >= self._next_seconds - _ROUNDING_SECONDS
 
     @property
     def is_ending(self) -> bool:
@@ -173,6 +188,7 @@ class Job:
 
     def _take(self, entry: _Entry) -> None:
         work = entry.work
+        self._taken_urgent += entry.is_urgent
         if isinstance(work, Open):
             self._stream = self._open_stream(work)
             return
@@ -214,6 +230,7 @@ class Job:
         turn.events, self._events = self._events, []
         turn.audio_seconds = self._taken_seconds - self._collected_seconds
         self._collected_seconds = self._taken_seconds
+        self._next_seconds = self._taken_seconds + (self._stream.missing_seconds if self._stream else 0.0)
         return turn
 
     def cancel(self) -> None:
@@ -227,3 +244,12 @@ class Job:
         self._taken_seconds = self._received_seconds
         self._queue.clear()
         self._events.append(Failed(code, reason))
+
+
+def _is_sound(audio: Audio) -> bool:
+    """Return whether a stream will take the samples; its error is for the client at once."""
+    try:
+        check_samples(audio.samples)
+    except AudioError:
+        return False
+    return True

@@ -71,9 +71,9 @@ class Scheduler:
             thread.join()
 
     def submit(self, job: Job) -> None:
-        """Put a job in line, unless it stands there or a thread is at work on it."""
+        """Put a job with work in line, unless it stands there or a thread is at work on it."""
         with self._changed:
-            if job not in self._in_line:
+            if job not in self._in_line and job.has_work:
                 self._in_line.add(job)
                 self._line.append(job)
                 self._changed.notify()

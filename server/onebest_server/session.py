@@ -258,7 +258,7 @@ class Session:
         self._look_at_queue()
 
     def _look_at_queue(self) -> None:
-        if self.job.queued_seconds < self._sessions.limits.queue_seconds:
+        if self.job.queued_seconds < self._sessions.limits.queue_seconds or not self.job.has_work:
             self._room.set()
         else:
             self._room.clear()
@@ -289,7 +289,8 @@ class Session:
         self.end()
 
     def _is_waiting_for_client(self) -> bool:
-        return not self.job.queued_seconds and self._unfinished == self._open
+        is_behind = self.job.queued_seconds > 0 and self.job.has_work
+        return not is_behind and self._unfinished == self._open
 
     def _report_behind(self, now: float) -> None:
         behind, least = self.behind_seconds(now), self._sessions.limits.behind_seconds

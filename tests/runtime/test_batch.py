@@ -94,6 +94,28 @@ def test_one_call_is_one_chunk(recognizer):
     assert first.result.tokens == recognizer.stream().accept(AUDIOS[0][: chunk * 160 + 600]).tokens
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_what_a_window_lacks_completes_it(recognizer, rate):
+    stream, audio, at = recognizer.stream(rate), np.tile(AUDIOS[0], 3), 0
+
+    def push(count):
+        nonlocal at
+        stream.push(audio[at : at + count])
+        at += count
+
+    for first in (1, 700, 3000, 400):
+        push(first)
+        if (lacking := round(stream.missing_seconds * rate)) > 1:
+            push(lacking - 1)
+            assert not stream.ready
+            push(1)
+        assert stream.missing_seconds == pytest.approx(0, abs=1 / rate)
+        assert stream.ready or rate != 16000
+        while not stream.ready:
+            push(1)
+        recognizer.advance([stream])
+
+
 def test_pushing_recognises_nothing(recognizer):
     stream = recognizer.stream()
     stream.push(AUDIOS[0])

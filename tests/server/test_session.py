@@ -80,6 +80,10 @@ class FakeStream:
         return self.waiting >= (1 if self.ended else 1600)
 
     @property
+    def missing_seconds(self):
+        return max(0, 1600 - self.waiting) / self.rate
+
+    @property
     def result(self):
         return FakeResult(self.samples / self.rate, self.ended and not self.ready)
 
@@ -119,6 +123,42 @@ class TestJob:
         assert take_turns(job, recognizer) == [[Stepped], [Stepped], [Finished]]
         assert job.queued_seconds == 0
         assert job.taken_seconds == pytest.approx(0.35 + 0.2 * CHUNKS_A_TURN)
+
+    def test_audio_waits_for_the_piece_that_completes_a_chunk(self):
+        recognizer = FakeRecognizer()
+        job = make_job(recognizer)
+        job.put(Open(16000))
+        assert take_turns(job, recognizer) == [[]]
+        for piece in (0.03, 0.04, 0.02):
+            job.put(audio(piece))
+            assert not job.has_work
+        assert job.queued_seconds == pytest.approx(0.09)
+        job.put(audio(0.03))
+        assert take_turns(job, recognizer) == [[Stepped]]
+        job.put(audio(0.03))
+        assert not job.has_work
+        job.put(audio(0.05))
+        assert take_turns(job, recognizer) == [[Stepped]]
+
+    @pytest.mark.parametrize("work", [End(), SetHotwords(()), audio(0.01, reply=True)])
+    def test_what_is_no_mere_audio_has_its_turn_at_once(self, work):
+        recognizer = FakeRecognizer()
+        job = make_job(recognizer)
+        job.put(Open(16000))
+        take_turns(job, recognizer)
+        job.put(audio(0.01))
+        job.put(work)
+        assert job.has_work
+
+    def test_bad_audio_is_told_at_once(self):
+        job = make_job(FakeRecognizer())
+        job.put(Open(16000))
+        job.feed()
+        job.collect(False)
+        job.put(Audio(np.full(10, np.nan, np.float32)))
+        assert job.has_work
+        assert job.feed() is None
+        assert job.collect(False).events == [Failed(INVALID_DATA, "not a number")]
 
     def test_hotwords_count_from_where_they_stand(self):
         recognizer, log = FakeRecognizer(), []
