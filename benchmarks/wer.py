@@ -4,8 +4,8 @@
 
 Each row is ``onebest evaluate``, the shipped runtime, with another chunk length; offline is one chunk that
 holds the longest utterance. --checkpoint is what the model was exported from: it is exported again in
-float32, for a row of its own. --beside takes the row of another recogniser, of the same speech, from its
-result. The last line is JSON.
+float32, for a row of its own. --beside takes the row of another recogniser from its result; was that a part
+of the speech, the same part gets a row of ours. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,24 +13,31 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from measuring import Results, evaluate, make_parser, print_result, run
 
 from onebest.bundle import ENCODER_FRAME_MS
 from onebest.card import read_card
+from onebest.commands.evaluate import Decoded, score_corpora
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280, "offline": 40_000}
 FLOAT_CHUNK_MS = 640
+#: Which row stands beside another recogniser where that heard a part of the speech only.
+BESIDE = "640 ms"
 
 
 def main() -> None:
     arguments = parse_arguments()
-    rows = [measure(name, arguments.model, chunk_ms, arguments) for name, chunk_ms in CHUNKS_MS.items()]
+    rows, cuts = [], {}
+    for name, chunk_ms in CHUNKS_MS.items():
+        row, cuts[name] = measure(name, arguments.model, chunk_ms, arguments)
+        rows.append(row)
     if arguments.checkpoint:
         rows.append(measure_float(arguments))
     if arguments.beside:
-        rows.append(read_beside(arguments.beside, rows[0]))
+        rows += read_beside(arguments.beside, BESIDE, cuts[BESIDE])
     corpora = list(rows[0]["scores"])
     print(f"{'WER %':16}" + "".join(f"{corpus:>18}" for corpus in corpora))
     for row in rows:
@@ -51,9 +58,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(name: str, model: Path, chunk_ms: int, arguments: argparse.Namespace) -> Results:
-    scores, _ = evaluate(arguments.manifest, model, chunk_ms, arguments.jobs, arguments.limit)
-    return {"latency": name, "chunk_ms": chunk_ms, "scores": scores}
+def measure(
+    name: str, model: Path, chunk_ms: int, arguments: argparse.Namespace
+) -> tuple[Results, list[Results]]:
+    """Return a row, and the cuts as they were recognised."""
+    scores, cuts = evaluate(arguments.manifest, model, chunk_ms, arguments.jobs, arguments.limit)
+    return {"latency": name, "chunk_ms": chunk_ms, "scores": scores}, cuts
 
 
 def measure_float(arguments: argparse.Namespace) -> Results:
@@ -61,6 +71,7 @@ def measure_float(arguments: argparse.Namespace) -> Results:
     card = read_card(arguments.model)
     architecture = card.get("architecture", {})
     settings = ["--blank-penalty", architecture.get("blank_penalty", 0.0)]
+    settings += ["--ctc-weight", architecture.get("ctc_weight", 0.0)]
     settings += ["--right-ms", architecture.get("right_frames", 0) * ENCODER_FRAME_MS]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "float32"
@@ -71,21 +82,35 @@ def measure_float(arguments: argparse.Namespace) -> Results:
                 f"wer.py: {arguments.model} was trained for {steps[0]} steps, {arguments.checkpoint} for "
                 f"{steps[1]}. Name the checkpoint that the model was exported from."
             )
-        return measure(f"{FLOAT_CHUNK_MS} ms, float32", bundle, FLOAT_CHUNK_MS, arguments)
+        return measure(f"{FLOAT_CHUNK_MS} ms, float32", bundle, FLOAT_CHUNK_MS, arguments)[0]
 
 
-def read_beside(path: Path, ours: Results) -> Results:
-    """Return the row of another recogniser's result, measured on the same words."""
+def read_beside(path: Path, name: str, cuts: list[Results]) -> list[Results]:
+    """Return the row of another recogniser's result, and one of ours where it heard a part of the cuts only.
+
+    Args:
+        path: the last line of pocketsphinx_wer.py.
+        name: of our row.
+        cuts: as we recognised them.
+    """
     result = json.loads(path.read_text("utf-8"))
+    heard = set(result["cuts"])
+    same = [Decoded(**cut) for cut in cuts if cut["id"] in heard]
+    scores = {corpus: asdict(score) for corpus, score in score_corpora(same).items()}
     words = [
-        {corpus: score["words"] for corpus, score in scores.items()}
-        for scores in (ours["scores"], result["scores"])
+        {corpus: score["words"] for corpus, score in each.items()} for each in (scores, result["scores"])
     ]
     if words[0] != words[1]:
         raise SystemExit(
             f"wer.py: {path} is of other speech: {words[1]} words, not {words[0]}. Measure it again."
         )
-    return {"latency": result["recognizer"], "scores": result["scores"], "machine": result["machine"]}
+    part = "" if len(same) == len(cuts) else f", {len(same)} of the {len(cuts)} utterances"
+    theirs = {
+        "latency": result["recognizer"] + part,
+        "scores": result["scores"],
+        "machine": result["machine"],
+    }
+    return [{"latency": name + part, "scores": scores}, theirs] if part else [theirs]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import wer
 from tiny_model import make_audio
 
 from onebest import Recognizer
+from onebest.commands.evaluate import Decoded, score_corpora
 
 RATE = 16000
 
@@ -102,11 +104,27 @@ def test_long_audio_takes_utterances_from_everywhere(corpus, tiny_folder, tmp_pa
     assert found["memory_mb"] >= found["memory_growth_mb"]
 
 
-def test_another_recogniser_must_have_heard_the_same_words(tmp_path):
-    path, ours = tmp_path / "other.json", {"scores": {"a": {"words": 5}, "overall": {"words": 5}}}
-    result = {"recognizer": "other", "machine": {}, **ours}
-    path.write_text(json.dumps(result))
-    assert wer.read_beside(path, ours) == {"latency": "other", "machine": {}, **ours}
-    path.write_text(json.dumps({**result, "scores": {"a": {"words": 6}, "overall": {"words": 6}}}))
+def recognised(number, hypothesis, reference="some words"):
+    return asdict(Decoded(str(number), "a", reference, hypothesis, 2.0, 0.1))
+
+
+def test_another_recogniser_stands_beside_the_same_cuts(tmp_path):
+    path, ours = tmp_path / "other.json", [recognised(1, "some words"), recognised(2, "sum words")]
+
+    def read(theirs):
+        scores = {
+            name: asdict(score) for name, score in score_corpora([Decoded(**c) for c in theirs]).items()
+        }
+        result = {"recognizer": "other", "machine": {}, "scores": scores, "cuts": [c["id"] for c in theirs]}
+        path.write_text(json.dumps(result))
+        return wer.read_beside(path, "640 ms", ours)
+
+    (other,) = read([recognised(1, "some"), recognised(2, "some")])
+    assert other["latency"] == "other"
+    assert other["scores"]["a"]["wer"] == 50
+    mine, other = read([recognised(2, "")])
+    assert mine["latency"] == "640 ms, 1 of the 2 utterances"
+    assert other["latency"] == "other, 1 of the 2 utterances"
+    assert (mine["scores"]["overall"]["wer"], other["scores"]["overall"]["wer"]) == (50, 100)
     with pytest.raises(SystemExit, match="other speech"):
-        wer.read_beside(path, ours)
+        read([recognised(2, "", reference="some other words")])
