@@ -156,9 +156,14 @@ def average_models(paths: Sequence[Path]) -> Checkpoint:
     return replace(model_alone(last), average=average)
 
 
+def of_embedding(name: str) -> bool:
+    """Whether a weight is of the head for a teacher's embeddings, which runs of one model may have or not."""
+    return name.startswith("embedding.")
+
+
 def _without_embedding(checkpoint: Checkpoint) -> Checkpoint:
     model = {**checkpoint.config["model"], "embedding_width": 0}
-    average = {name: value for name, value in checkpoint.average.items() if not name.startswith("embedding.")}
+    average = {name: value for name, value in checkpoint.average.items() if not of_embedding(name)}
     return replace(checkpoint, config={**checkpoint.config, "model": model}, average=average)
 
 

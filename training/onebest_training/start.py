@@ -82,8 +82,8 @@ def start_model(model: Transducer, path: str, tokens_model: bytes) -> None:
     fresh, found = model.state_dict(), trained.state_dict()
     # The head for a teacher's embeddings may begin or end here; all else must be the same.
     if (model.embedding is None) != (trained.embedding is None):
-        found = {name: value for name, value in found.items() if not name.startswith("embedding.")}
-        found |= {name: value for name, value in fresh.items() if name.startswith("embedding.")}
+        found = {name: value for name, value in found.items() if not checkpoints.of_embedding(name)}
+        found |= {name: value for name, value in fresh.items() if checkpoints.of_embedding(name)}
     try:
         model.load_state_dict(found)
     except RuntimeError as error:
