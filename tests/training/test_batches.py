@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import SILENCE
 from onebest_training.batches import (
+    LONGEST_GAP,
     Batch,
     PassDataset,
     Utterance,
@@ -227,6 +228,53 @@ def test_views_differ_in_all_but_the_voice(
     plain = PassDataset(utterances, None, data, AugmentConfig(speed=0.1, warp=0.1), (1, 2), views=2)[0]
     assert torch.equal(*plain.features.chunk(2))
     assert plain.to(torch.device("cpu")).views == 2
+
+
+def gap_between(first: np.ndarray, last: np.ndarray, stream: np.ndarray) -> list[int]:
+    """Return how many frames of silence are between both, if that is all a stream holds."""
+    end = int(np.flatnonzero((stream != SILENCE).any(1))[-1]) + 1
+    gap = end - len(last) - len(first)
+    silence = np.full((max(gap, 0), stream.shape[1]), SILENCE, np.float32)
+    return [gap] if np.array_equal(stream[:end], np.concatenate((first, silence, last))) else []
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_joined_utterances_follow_one_another(
+    corpus: ToneCorpus, utterances: list[Utterance], data: DataConfig, views: int
+) -> None:
+    alone = PassDataset(utterances, None, data, AugmentConfig(), (1, 2), views)
+    joined = PassDataset(utterances, None, data, AugmentConfig(join_probability=1.0), (1, 2), views)
+    assert joined.plan == alone.plan
+    gaps = set()
+    for index, plan in enumerate(joined.plan):
+        batch, members = joined[index], [utterances[number] for number in plan]
+        count = -(-len(plan) // 2)
+        assert len(batch.features) == count * views
+        assert sorted(" ".join(batch.texts[:count]).split()) == sorted(
+            word for u in members for word in u.text.split()
+        )
+        for row in range(len(plan) // 2):
+            labels = tuple(batch.labels[row, : int(batch.label_lengths[row])].tolist())
+            stream = batch.features[row].numpy()
+            found = {
+                gap
+                for one, other in permutations(members, 2)
+                if one.labels + other.labels == labels
+                for gap in gap_between(one.store.read(one.cut), other.store.read(other.cut), stream)
+            }
+            assert found
+            gaps |= found
+    assert len(gaps) > 2
+    assert min(gaps) >= 0
+    assert max(gaps) <= LONGEST_GAP
+
+
+def test_joining_does_not_go_with_targets(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, targets: Path
+) -> None:
+    config = replace(data, train=(SourceConfig(str(corpus.store), targets=str(targets)),))
+    with pytest.raises(ConfigError, match="Set join_probability to 0"):
+        PassDataset(load_training(config, tokens), None, config, AugmentConfig(join_probability=0.5), (1, 0))
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from onebest.cuts import Cut
 from onebest.errors import ConfigError, DataError
-from onebest.frontend import FloatArray
+from onebest.frontend import NUM_BINS, SILENCE, FloatArray
 from onebest_training.augment import change_voice, disturb, spec_augment
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.distillation import TargetBatch, collate_paths
@@ -32,6 +32,8 @@ from onebest_training.vocabulary import TextEncoder
 log = logging.getLogger(__name__)
 #: Utterances must have at least this many encoder frames a label, or no alignment exists.
 FRAMES_PER_LABEL = 1.0
+#: The longest silence between two utterances of one stream, 10 ms frames.
+LONGEST_GAP = 100
 #: Kinds of labels for which no text is read, and none is missed.
 _WITHOUT_TEXT = ("none", "silence")
 
@@ -267,8 +269,8 @@ class PassDataset(Dataset[Batch]):
         views: how often a batch has each utterance.
 
     Raises:
-        ConfigError: the augmentation changes speed although there are targets, or does more than mask time
-            although a store does not hold log-mel features.
+        ConfigError: the augmentation changes speed or joins although there are targets or a teacher, or does
+            more than mask time although a store does not hold log-mel features.
     """
 
     def __init__(
@@ -288,6 +290,10 @@ class PassDataset(Dataset[Batch]):
             raise ConfigError(
                 "a change of speed moves words away from where targets have them. Set speed to 0."
             )
+        if augmentation.join_probability and (self._with_targets or any(u.teacher for u in utterances)):
+            raise ConfigError(
+                "targets and a teacher's frames are of single utterances. Set join_probability to 0."
+            )
         if not augmentation.only_masks_time and any(u.store.layout != LOG_MEL for u in utterances):
             raise ConfigError(
                 "of all augmentation only masks over time work on other frames than log-mel features. Leave "
@@ -301,27 +307,48 @@ class PassDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Return batch ``index``; its augmentation depends on the seed, the pass and the index alone."""
         rng = np.random.default_rng((*self._seed, index))
-        utterances = [self._utterances[number] for number in self.plan[index]]
-        views = list(zip(*(self._read(utterance, rng) for utterance in utterances), strict=True))
-        tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(utterances))]
-        batch = pad_batch(
-            list(chain(*views)), tails * self._views, utterances * self._views, self._with_targets
-        )
+        streams = self._join([self._utterances[number] for number in self.plan[index]], rng)
+        views = list(zip(*(self._read(stream, rng) for stream in streams), strict=True))
+        tails = [int(tail) for tail in rng.integers(self._tail_frames + 1, size=len(streams))]
+        utterances = [_merge(stream) for stream in streams] * self._views
+        batch = pad_batch(list(chain(*views)), tails * self._views, utterances, self._with_targets)
         return batch._replace(views=self._views)
 
-    def _read(self, utterance: Utterance, rng: np.random.Generator) -> list[FloatArray]:
-        """Return the views of an utterance."""
-        features = utterance.store.read(utterance.cut)
-        if (layout := utterance.store.layout) != LOG_MEL:
-            masks = self._augmentation
+    def _join(self, utterances: list[Utterance], rng: np.random.Generator) -> list[list[Utterance]]:
+        """Return what each stream of the batch holds: an utterance, or where the draw says so two."""
+        probability = self._augmentation.join_probability
+        if not probability or rng.random() >= probability:
+            return [[utterance] for utterance in utterances]
+        order = [utterances[number] for number in rng.permutation(len(utterances))]
+        return [order[first : first + 2] for first in range(0, len(order), 2)]
+
+    def _read(self, stream: list[Utterance], rng: np.random.Generator) -> list[FloatArray]:
+        """Return the views of a stream."""
+        if (layout := stream[0].store.layout) != LOG_MEL:
+            features, masks = stream[0].store.read(stream[0].cut), self._augmentation
             return [spec_augment(features, masks, rng, layout.rate) for _ in range(self._views)]
-        features = change_voice(features, self._augmentation, rng)
+        parts: list[FloatArray] = []
+        for utterance in stream:
+            if parts:
+                gap = int(rng.integers(LONGEST_GAP + 1))
+                parts.append(np.full((gap, NUM_BINS), SILENCE, np.float32))
+            parts.append(change_voice(utterance.store.read(utterance.cut), self._augmentation, rng))
+        features = np.concatenate(parts) if len(parts) > 1 else parts[0]
         return [disturb(features, self._augmentation, self._draw_noise(rng), rng) for _ in range(self._views)]
 
     def _draw_noise(self, rng: np.random.Generator) -> FloatArray | None:
         if self._noise is None or not self._augmentation.noise_probability:
             return None
         return self._noise.read(self._noise.cuts[int(rng.integers(len(self._noise.cuts)))])
+
+
+def _merge(stream: list[Utterance]) -> Utterance:
+    """Return the first utterance with the text and the labels of all."""
+    first, *others = stream
+    if not others:
+        return first
+    text = " ".join(utterance.text for utterance in stream if utterance.text)
+    return replace(first, text=text, labels=tuple(chain(*(utterance.labels for utterance in stream))))
 
 
 def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:

@@ -201,6 +201,8 @@ class AugmentConfig:
         time_mask_rate, time_width: SpecAugment over time; masks a second of audio and their largest width in
             10 ms frames.
         warp: largest relative shift of the spectrum up or down the mel axis, as by another vocal tract.
+        join_probability: of a batch, that its utterances follow one another in pairs, with up to a second of
+            silence between, as other speakers and other sentences do in a stream that goes on.
     """
 
     volume: float = 0.0
@@ -213,13 +215,14 @@ class AugmentConfig:
     time_mask_rate: float = 0.0
     time_width: int = 25
     warp: float = 0.0
+    join_probability: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.noise_snr_db[0] <= self.noise_snr_db[1], "noise_snr_db from the lowest to the highest")
         require(self.volume >= 0 and 0 <= self.speed < 1, "volume of 0 or more, speed from 0 to 1")
         require(0 <= self.warp < 1, "a warp from 0 to 1")
-        require(min(self.noise_probability, self.band_probability) >= 0, "probabilities from 0 to 1")
-        require(max(self.noise_probability, self.band_probability) <= 1, "probabilities from 0 to 1")
+        probabilities = (self.noise_probability, self.band_probability, self.join_probability)
+        require(min(probabilities) >= 0 and max(probabilities) <= 1, "probabilities from 0 to 1")
         require(0 <= self.frequency_width <= NUM_BINS, f"frequency_width from 0 to {NUM_BINS}")
         counts = (self.frequency_masks, self.time_mask_rate, self.time_width)
         require(min(counts) >= 0, "masks of 0 or more")
