@@ -138,11 +138,13 @@ class Job:
         return self._taken_seconds
 
     def waiting_seconds(self, now: float) -> float:
-        """Return for how long the oldest work in the queue has waited."""
-        try:
-            return now - self._queue[0].arrived
-        except IndexError:
-            return 0.0
+        """Return for how long the first work in the queue has waited for a turn, not for more audio."""
+        seconds = self._taken_seconds
+        for entry in list(self._queue):
+            seconds += entry.seconds
+            if entry.is_urgent or self._completes_chunk(seconds):
+                return now - entry.arrived
+        return 0.0
 
     @property
     def has_work(self) -> bool:
@@ -152,7 +154,11 @@ class Job:
         stream = self._stream  # a thread may take it away
         if self._received_urgent > self._taken_urgent or (stream is not None and stream.ready):
             return True
-        return bool(self._queue) and self._received_seconds >= self._next_seconds - _ROUNDING_SECONDS
+        return bool(self._queue) and self._completes_chunk(self._received_seconds)
+
+    def _completes_chunk(self, seconds: float) -> bool:
+        """Whether so much audio since the job began holds the chunk that is next."""
+        return seconds >= self._next_seconds - _ROUNDING_SECONDS
 
     @property
     def is_ending(self) -> bool:

@@ -236,6 +236,21 @@ class TestJob:
         assert job.collect(False).final_latency == 3
         assert job.waiting_seconds(clock.now) == 0
 
+    def test_audio_that_waits_for_more_audio_is_not_late(self):
+        clock, recognizer = Clock(), FakeRecognizer()
+        job = make_job(recognizer, clock=clock)
+        job.put(Open(16000))
+        take_turns(job, recognizer)
+        for _ in range(3):
+            job.put(audio(0.03))
+            clock.now += 1
+            assert job.waiting_seconds(clock.now) == 0
+        job.put(audio(0.03))
+        clock.now += 1
+        job.put(audio(0.03))
+        clock.now += 1
+        assert job.waiting_seconds(clock.now) == 2
+
 
 class TestScheduler:
     def run(self, jobs, largest_batch=16):
