@@ -41,6 +41,8 @@ _STREAMS_A_STEP = 16
 #: Its calls of the encoder take those whose states fit a core's cache together: to stack larger ones and take
 #: them apart costs more than products of more rows save.
 _STATE_BYTES_A_CALL = 2**21
+#: Encoder frames without a token, at the end of a chunk, after which a stream with endpoints begins anew.
+_PAUSE_FRAMES = 15
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -193,6 +195,8 @@ class Stream:
         #: The gate opens and shuts between chunks.
         self._chunks_a_step = 1 if gate else recognizer.bundle.chunks_a_call
         self._encoder_frames = 0
+        #: Encoder frame of the last token since the stream began, or began anew.
+        self._last_token: int | None = None
         self._ended = self._finished = False
 
     @property
@@ -321,7 +325,12 @@ class Stream:
         return self._join_waiting()[: self.next_window_frames]
 
     def move(self, state: StepState, emissions: Sequence[Emission]) -> None:
-        """Move past a window: to the state behind it, with the tokens of its encoder frames."""
+        """Move past a window: to the state behind it, with the tokens of its encoder frames.
+
+        With endpoints, behind a chunk that ends in a pause after speech the state is that of a stream that
+        begins, and the window's other chunks are left for it: what was said before a pause, perhaps by
+        somebody else, is no help with what comes after.
+        """
         self.state = state
         self._pass(self.next_window_frames - self.recognizer.bundle.sizes.pad_frames, emissions)
         self._finish_if_done()
@@ -365,28 +374,42 @@ class Stream:
         return (end + sizes.pad_frames) * FRAME_SHIFT_SAMPLES + _REACH_SAMPLES - self._front_end_samples
 
     def _pass(self, feature_frames: int, emissions: Sequence[Emission]) -> None:
-        """Move past features, with the tokens of their encoder frames."""
+        """Move past features, with the tokens of their encoder frames, or of the first chunks."""
+        frames = feature_frames // SUBSAMPLING
+        if (added := self._add(emissions, frames)) is not None:
+            self.state = self.recognizer.start_state
+            feature_frames -= (frames - added) * SUBSAMPLING
+            frames = added
         self._waiting = [self._join_waiting()[feature_frames:]]
         self._waiting_frames -= feature_frames
         if self._gate:
-            self._gate.move(feature_frames, bool(emissions))
-        frames = feature_frames // SUBSAMPLING
-        self._add(emissions, frames)
+            self._gate.move(feature_frames, any(emission.frame < frames for emission in emissions))
         self._encoder_frames += frames
 
-    def _add(self, emissions: Sequence[Emission], frames: int) -> None:
-        """Add tokens to the transcript, and the ends of segments that lie among the frames."""
+    def _add(self, emissions: Sequence[Emission], frames: int) -> int | None:
+        """Add tokens to the transcript, and the ends of segments that lie among the frames.
+
+        Returns:
+            Behind how many frames the stream begins anew, the others not being added; None where it goes on.
+        """
         first = self._encoder_frames
         if self._endpointer is None:
             for token, frame, confidence in emissions:
                 self._transcript.add(token, first + frame, confidence)
-            return
+            return None
         found = {emission.frame: emission for emission in emissions}
+        chunk_frames = self.recognizer.bundle.sizes.chunk_frames // SUBSAMPLING
         for frame in range(frames):
-            if frame in found:
-                self._transcript.add(found[frame].token, first + frame, found[frame].confidence)
-            if self._endpointer.take(frame in found):
+            if emission := found.get(frame):
+                self._transcript.add(emission.token, first + frame, emission.confidence)
+                self._last_token = first + frame
+            if self._endpointer.take(emission is not None):
                 self._transcript.close(first + frame + 1)
+            is_pause = self._last_token is not None and first + frame - self._last_token >= _PAUSE_FRAMES
+            if is_pause and (frame + 1) % chunk_frames == 0:
+                self._last_token = None
+                return frame + 1
+        return None
 
     def _finish_if_done(self) -> None:
         if self._ended and not self.ready:

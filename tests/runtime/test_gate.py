@@ -61,7 +61,8 @@ def test_long_silence_is_spared_and_the_text_stays(shipped, monkeypatch, dbfs, w
     for ours, theirs in zip(gated.segments, plain.segments, strict=True):
         assert edit_distance(ours.text.split(), theirs.text.split())["total"] <= words
     assert [segment.start > 100 for segment in gated.segments] == [False, True]
-    assert all_steps - steps == 125
+    beyond_pauses = 2  # chunks at most that a call had taken in with those before a pause, and takes in again
+    assert 125 <= all_steps - steps <= 125 + beyond_pauses
 
 
 def test_silence_at_the_end_is_spared(shipped, monkeypatch):
