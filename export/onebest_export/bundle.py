@@ -40,6 +40,7 @@ class ExportOptions:
         notes: a JSON object for the card: ``training``, ``wer`` and whatever else is known.
         blank_penalty: taken off the blank's logit for good, in nats; more than 0 brings out words that greedy
             search would leave out, and some wrong ones with them.
+        pause_ms: without a word, after which onebest's streams begin anew; 0 is never.
         wer_budget: word error rate in percent that int8 may add on ``Speech.utterances``.
         report: measure every component's int8 alone, for the card.
     """
@@ -51,6 +52,7 @@ class ExportOptions:
     int8: bool = True
     notes: dict[str, Any] | None = None
     blank_penalty: float = 0.0
+    pause_ms: int = 0
     wer_budget: float = 0.1
     report: bool = False
 
@@ -210,6 +212,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | N
             "right_frames": options.right_frames,
             "precision": "int8" if options.int8 else "float32",
             "blank_penalty": options.blank_penalty,
+            "pause_ms": options.pause_ms,
         },
         **({"int8": choice.to_dict()} if choice else {}),
         "training": {**training, **notes.get("training", {})},

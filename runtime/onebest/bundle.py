@@ -132,6 +132,15 @@ class Bundle:
         return EncoderState(tuple(cache.zeros() for cache in self.sizes.layout.caches), 0)
 
     @property
+    def pause_frames(self) -> int:
+        """Encoder frames without a token after which a stream begins anew; 0 if it never does.
+
+        A model that was trained on single utterances hears better what comes after a pause if it does not
+        remember what came before, perhaps by somebody else.
+        """
+        return int(self.card.get("architecture", {}).get("pause_ms", 0)) // ENCODER_FRAME_MS
+
+    @property
     def frames_a_join(self) -> int:
         """Encoder frames of a stream that one call of the joiner may take."""
         return 1 if self.joiner.mixes_batch else _FRAMES_A_JOIN

@@ -41,8 +41,6 @@ _STREAMS_A_STEP = 16
 #: Its calls of the encoder take those whose states fit a core's cache together: to stack larger ones and take
 #: them apart costs more than products of more rows save.
 _STATE_BYTES_A_CALL = 2**21
-#: Encoder frames without a token, at the end of a chunk, after which a stream with endpoints begins anew.
-_PAUSE_FRAMES = 15
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -327,9 +325,8 @@ class Stream:
     def move(self, state: StepState, emissions: Sequence[Emission]) -> None:
         """Move past a window: to the state behind it, with the tokens of its encoder frames.
 
-        With endpoints, behind a chunk that ends in a pause after speech the state is that of a stream that
-        begins, and the window's other chunks are left for it: what was said before a pause, perhaps by
-        somebody else, is no help with what comes after.
+        Behind a chunk that ends in a pause after speech the state is that of a stream that begins, and the
+        window's other chunks are left for it: see ``Bundle.pause_frames``.
         """
         self.state = state
         self._pass(self.next_window_frames - self.recognizer.bundle.sizes.pad_frames, emissions)
@@ -392,24 +389,23 @@ class Stream:
         Returns:
             Behind how many frames the stream begins anew, the others not being added; None where it goes on.
         """
-        first = self._encoder_frames
-        if self._endpointer is None:
-            for token, frame, confidence in emissions:
-                self._transcript.add(token, first + frame, confidence)
-            return None
+        first, bundle = self._encoder_frames, self.recognizer.bundle
         found = {emission.frame: emission for emission in emissions}
-        chunk_frames = self.recognizer.bundle.sizes.chunk_frames // SUBSAMPLING
         for frame in range(frames):
             if emission := found.get(frame):
                 self._transcript.add(emission.token, first + frame, emission.confidence)
                 self._last_token = first + frame
-            if self._endpointer.take(emission is not None):
+            if self._endpointer and self._endpointer.take(emission is not None):
                 self._transcript.close(first + frame + 1)
-            is_pause = self._last_token is not None and first + frame - self._last_token >= _PAUSE_FRAMES
-            if is_pause and (frame + 1) % chunk_frames == 0:
+            if (frame + 1) * SUBSAMPLING % bundle.sizes.chunk_frames == 0 and self._pauses(first + frame):
                 self._last_token = None
                 return frame + 1
         return None
+
+    def _pauses(self, frame: int) -> bool:
+        """Whether a frame ends a pause after speech."""
+        pause = self.recognizer.bundle.pause_frames
+        return bool(pause) and self._last_token is not None and frame - self._last_token >= pause
 
     def _finish_if_done(self) -> None:
         if self._ended and not self.ready:

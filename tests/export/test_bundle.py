@@ -242,6 +242,13 @@ def test_not_a_number_is_refused():
             check(verify.Difference(float("nan"), float("nan"), 1.0))
 
 
+def test_the_card_says_how_long_a_pause_is(tiny, tmp_path):
+    export(tiny, tmp_path / "model", replace(OPTIONS, int8=False, pause_ms=480))
+    assert load_bundle(tmp_path / "model").pause_frames == 12
+    export(tiny, tmp_path / "plain", replace(OPTIONS, int8=False))
+    assert load_bundle(tmp_path / "plain").pause_frames == 0
+
+
 def test_blank_penalty_makes_it_speak_more_and_is_in_the_card(tiny, tmp_path):
     before = tiny.model.joiner.out.bias.clone()
     export(tiny, tmp_path / "plain", replace(OPTIONS, int8=False))

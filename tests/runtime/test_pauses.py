@@ -1,5 +1,6 @@
-"""A stream with endpoints begins anew after a pause: what comes then is heard as in a stream of its own."""
+"""A stream begins anew after a pause: what comes then is heard as in a stream of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,15 @@ def test_what_comes_after_a_pause_is_heard_alone(shipped, audio, whole):
     assert len(after) > 10
 
 
-def test_without_endpoints_nothing_is_forgotten(shipped, audio, whole):
-    stream = shipped.stream()
+def test_endpoints_make_no_difference(shipped, audio, whole):
+    assert shipped.transcribe(audio).tokens == whole.tokens
+    assert len(whole.segments) == 2
+
+
+def test_a_model_that_names_no_pause_remembers(shipped, audio, whole):
+    architecture = {**shipped.bundle.card["architecture"], "pause_ms": 0}
+    bundle = replace(shipped.bundle, card={**shipped.bundle.card, "architecture": architecture})
+    stream = Recognizer(bundle).stream(endpoints=True)
     stream.accept(audio)
     assert stream.state.encoder.processed_frames > len(audio) // 160 - 100
     assert stream.finish().tokens != whole.tokens

@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="take this off the blank's logit, where dev shows words left out",
     )
+    parser.add_argument(
+        "--pause-ms",
+        type=int,
+        default=1000,
+        help="without a word, after which onebest hears what comes next as a new utterance; a multiple of "
+        "40, or 0 for never",
+    )
     parser.add_argument("--notes", type=Path, help="JSON object to put into the card")
     parser.add_argument(
         "--check-audio",
@@ -80,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         not arguments.float,
         _notes(arguments.notes),
         arguments.blank_penalty,
+        to_frames("--pause-ms", arguments.pause_ms) * FRAME_MS if arguments.pause_ms else 0,
         arguments.wer_budget,
         arguments.report,
     )

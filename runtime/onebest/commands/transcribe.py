@@ -128,7 +128,7 @@ def _write_whole(path: Path, content: str) -> None:
 
 
 def _transcribe(recognizer: Recognizer, path: str, terminal: TextIO) -> Result:
-    stream = recognizer.stream(endpoints=True)  # a long recording is heard pause by pause
+    stream = recognizer.stream()
     seconds = BLOCK_SECONDS if terminal.isatty() else LONG_BLOCK_SECONDS
     with LiveLine(terminal) as line:
         for block in read_timed_blocks(path, seconds):
