@@ -71,7 +71,6 @@ def measure_float(arguments: argparse.Namespace) -> Results:
     card = read_card(arguments.model)
     architecture = card.get("architecture", {})
     settings = ["--blank-penalty", architecture.get("blank_penalty", 0.0)]
-    settings += ["--ctc-weight", architecture.get("ctc_weight", 0.0)]
     settings += ["--pause-ms", architecture.get("pause_ms", 0)]
     settings += ["--right-ms", architecture.get("right_frames", 0) * ENCODER_FRAME_MS]
     with tempfile.TemporaryDirectory() as folder:
