@@ -102,7 +102,9 @@ def wer_table(result: Results) -> str:
     rows = result["rows"]
     corpora = list(rows[0]["scores"])
     hours = [f"{corpus}, {rows[0]['scores'][corpus]['hours']:.2f} h" for corpus in corpora]
-    body = [[row["latency"], *(f"{row['scores'][corpus]['wer']:.1f}" for corpus in corpora)] for row in rows]
+    scores = [[row["scores"].get(corpus) for corpus in corpora] for row in rows]
+    rates = [[f"{score['wer']:.1f}" if score else "" for score in each] for each in scores]
+    body = [[row["latency"], *each] for row, each in zip(rows, rates, strict=True)]
     caption = f"{model_note(result)}; {footnote(result)}."
     return grid(["WER %", *hours], body) + "\n\n" + caption
 

@@ -41,7 +41,8 @@ def main() -> None:
     corpora = list(rows[0]["scores"])
     print(f"{'WER %':16}" + "".join(f"{corpus:>18}" for corpus in corpora))
     for row in rows:
-        print(f"{row['latency']:16}" + "".join(f"{row['scores'][name]['wer']:18.2f}" for name in corpora))
+        rates = [f"{row['scores'][name]['wer']:.2f}" if name in row["scores"] else "-" for name in corpora]
+        print(f"{row['latency']:16}" + "".join(f"{rate:>18}" for rate in rates))
     summary = {
         row["latency"]: {corpus: round(score["wer"], 2) for corpus, score in row["scores"].items()}
         for row in rows
