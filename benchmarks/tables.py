@@ -131,16 +131,19 @@ def decode_table(result: Results) -> str:
     return grid(["", "onebest", "sherpa-onnx"], rows) + "\n\n" + caption
 
 
+def percentiles(found: Results) -> str:
+    return " / ".join(whole(found.get(f"p{part}")) for part in (50, 95, 99))
+
+
 def serve_table(result: Results) -> str:
     sides = [result["sides"][name] for name in ("onebest", "sherpa-onnx")]
     rows = [["live streams, at most", *(str(side["streams"]) for side in sides)]]
     for key, label in (("final_ms", "final text after the last sample"), ("partial_ms", "partial text")):
         found = [side["best"][key] if side["best"] else {} for side in sides]
-        cells = [" / ".join(whole(rates.get(f"p{part}")) for part in (50, 95, 99)) for rates in found]
-        rows.append([f"{label}, ms, p50 / p95 / p99", *cells])
+        rows.append([f"{label}, ms, p50 / p95 / p99", *map(percentiles, found)])
     first = [side["levels"][0] for side in sides]
-    cells = [" / ".join(whole(each["partial_ms"].get(f"p{part}")) for part in (50, 95, 99)) for each in first]
-    rows.append([f"the same with {first[0]['streams']} streams", *cells])
+    partials = (percentiles(level["partial_ms"]) for level in first)
+    rows.append([f"the same with {first[0]['streams']} streams", *partials])
     rows.append(["memory a stream, MB", *(f"{side['bytes_a_stream'] / 1e6:.1f}" for side in sides)])
     growth = (f"{side['growth_bytes_a_second'] / 1e3:.0f}" for side in sides)
     rows.append(["growth under half of that load, kB a second", *growth])

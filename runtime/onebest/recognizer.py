@@ -389,7 +389,7 @@ class Stream:
         Returns:
             Behind how many frames the stream begins anew, the others not being added; None where it goes on.
         """
-        first, bundle = self._encoder_frames, self.recognizer.bundle
+        first, chunk_frames = self._encoder_frames, self.recognizer.bundle.sizes.chunk_frames // SUBSAMPLING
         found = {emission.frame: emission for emission in emissions}
         for frame in range(frames):
             if emission := found.get(frame):
@@ -397,7 +397,7 @@ class Stream:
                 self._last_token = first + frame
             if self._endpointer and self._endpointer.take(emission is not None):
                 self._transcript.close(first + frame + 1)
-            if (frame + 1) * SUBSAMPLING % bundle.sizes.chunk_frames == 0 and self._pauses(first + frame):
+            if (frame + 1) % chunk_frames == 0 and self._pauses(first + frame):
                 self._last_token = None
                 return frame + 1
         return None

@@ -344,11 +344,8 @@ class PassDataset(Dataset[Batch]):
 
 def _merge(stream: list[Utterance]) -> Utterance:
     """Return the first utterance with the text and the labels of all."""
-    first, *others = stream
-    if not others:
-        return first
     text = " ".join(utterance.text for utterance in stream if utterance.text)
-    return replace(first, text=text, labels=tuple(chain(*(utterance.labels for utterance in stream))))
+    return replace(stream[0], text=text, labels=tuple(chain(*(utterance.labels for utterance in stream))))
 
 
 def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
