@@ -73,6 +73,7 @@ def measure_float(arguments: argparse.Namespace) -> Results:
     architecture = card.get("architecture", {})
     settings = ["--blank-penalty", architecture.get("blank_penalty", 0.0)]
     settings += ["--pause-ms", architecture.get("pause_ms", 0)]
+    settings += ["--start-margin", architecture.get("start_margin", 0.0)]
     settings += ["--right-ms", architecture.get("right_frames", 0) * ENCODER_FRAME_MS]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "float32"

@@ -41,6 +41,8 @@ class ExportOptions:
         blank_penalty: taken off the blank's logit for good, in nats; more than 0 brings out words that greedy
             search would leave out, and some wrong ones with them.
         pause_ms: without a word, after which onebest's streams begin anew; 0 is never.
+        start_margin: nats by which the first token of onebest's streams, and the first behind a pause, has to be
+            likelier than the blank.
         wer_budget: word error rate in percent that int8 may add on ``Speech.utterances``.
         report: measure every component's int8 alone, for the card.
     """
@@ -53,6 +55,7 @@ class ExportOptions:
     notes: dict[str, Any] | None = None
     blank_penalty: float = 0.0
     pause_ms: int = 0
+    start_margin: float = 0.0
     wer_budget: float = 0.1
     report: bool = False
 
@@ -213,6 +216,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | N
             "precision": "int8" if options.int8 else "float32",
             "blank_penalty": options.blank_penalty,
             "pause_ms": options.pause_ms,
+            "start_margin": options.start_margin,
         },
         **({"int8": choice.to_dict()} if choice else {}),
         "training": {**training, **notes.get("training", {})},

@@ -141,6 +141,14 @@ class Bundle:
         return int(self.card.get("architecture", {}).get("pause_ms", 0)) // ENCODER_FRAME_MS
 
     @property
+    def start_margin(self) -> float:
+        """Nats by which the first token of a stream, or behind a pause, has to be likelier than the blank.
+
+        A noise that is like speech for a moment makes a token that is little likelier.
+        """
+        return float(self.card.get("architecture", {}).get("start_margin", 0.0))
+
+    @property
     def frames_a_join(self) -> int:
         """Encoder frames of a stream that one call of the joiner may take."""
         return 1 if self.joiner.mixes_batch else _FRAMES_A_JOIN

@@ -65,6 +65,8 @@ class Recognizer:
         threads: threads that the encoder uses.
         blank_penalty: what the blank's logit is lowered by; more of it makes fewer deletions and more
             insertions.
+        start_margin: nats by which the first token, and the first behind a pause, has to be likelier than the
+            blank; more of it makes fewer words of noise. None is what the model was exported with.
 
     Raises:
         ModelError: the model is missing or damaged, or cannot run with this chunk length or left context.
@@ -78,6 +80,7 @@ class Recognizer:
         left_context: int | None = None,
         threads: int = 1,
         blank_penalty: float = 0.0,
+        start_margin: float | None = None,
     ):
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
@@ -85,6 +88,7 @@ class Recognizer:
         self.bundle = bundle.at_latency(chunk_ms, left_context)
         first_search = start_state(self.bundle, self.bundle.sizes.context_size)
         self.blank_penalty = blank_penalty
+        self.start_margin = self.bundle.start_margin if start_margin is None else start_margin
         self.start_state = StepState(self.bundle.start_state(), first_search)
         state_bytes = sum(cache.nbytes for cache in self.start_state.encoder.caches)
         self._streams_a_call = max(1, _STATE_BYTES_A_CALL // state_bytes)
@@ -159,6 +163,7 @@ class Recognizer:
             self.bundle.vocabulary.speaks,
             self.blank_penalty,
             [stream.hotwords for stream in batch],
+            self.start_margin,
         )
         after = map(StepState, encoder_states, search_states)
         for stream, state, found in zip(batch, after, emissions, strict=True):

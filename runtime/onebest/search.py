@@ -51,6 +51,11 @@ class SearchState(NamedTuple):
     prediction: FloatArray
     node: int = ROOT
 
+    @property
+    def is_start(self) -> bool:
+        """Whether no token has come yet."""
+        return max(self.context) <= BLANK
+
 
 class Emission(NamedTuple):
     """A token, the frame it came at, counted from the first frame of the call, and its probability."""
@@ -94,6 +99,7 @@ def search(
     speaks: npt.NDArray[np.bool_],
     blank_penalty: float = 0.0,
     hotwords: Sequence[Hotwords | None] | None = None,
+    start_margin: float = 0.0,
 ) -> tuple[list[list[Emission]], list[SearchState]]:
     """Return the best token of every frame where that one speaks, and the state after the last frame.
 
@@ -104,13 +110,14 @@ def search(
         speaks: whether each token id [V] is one to emit; the blank is not.
         blank_penalty: what the blank's logit is lowered by.
         hotwords: the phrases that each stream expects; None is none for all.
+        start_margin: what the blank's logit is raised by until the first token comes.
 
     A prediction changes only where a token comes out. So the frames that follow are joined with it in one
     call for all streams, and each stream goes on behind its first frame that speaks.
     """
     walks = [_Walk(*parts) for parts in zip(frames, states, hotwords or [None] * len(states), strict=True)]
     while active := [walk for walk in walks if walk.position < len(walk.frames)]:
-        heard = _walk(network, active, speaks, blank_penalty)
+        heard = _walk(network, active, speaks, blank_penalty, start_margin)
         if heard:
             predictions = network.predict([walk.state.context for walk in heard])
             for walk, prediction in zip(heard, predictions, strict=True):
@@ -119,14 +126,18 @@ def search(
 
 
 def _walk(
-    network: Network, walks: Sequence[_Walk], speaks: npt.NDArray[np.bool_], blank_penalty: float
+    network: Network,
+    walks: Sequence[_Walk],
+    speaks: npt.NDArray[np.bool_],
+    blank_penalty: float,
+    start_margin: float,
 ) -> list[_Walk]:
     """Move each walk behind its next frame that speaks, or past those joined; return the former."""
     ahead = [walk.ahead(network.frames_a_join) for walk in walks]
     counts = [len(frames) for frames in ahead]
     predictions = np.array([walk.state.prediction for walk in walks]).repeat(counts, axis=0)
     logits = network.join(np.concatenate(ahead), predictions)
-    best = _adjust(logits, walks, counts, blank_penalty).argmax(axis=1)
+    best = _adjust(logits, walks, counts, blank_penalty, start_margin).argmax(axis=1)
     spoken = speaks[best]
     heard, start = [], 0
     for walk, count in zip(walks, counts, strict=True):
@@ -141,14 +152,19 @@ def _walk(
 
 
 def _adjust(
-    logits: FloatArray, walks: Sequence[_Walk], counts: Sequence[int], blank_penalty: float
+    logits: FloatArray,
+    walks: Sequence[_Walk],
+    counts: Sequence[int],
+    blank_penalty: float,
+    start_margin: float,
 ) -> FloatArray:
-    """Return the logits [R, V], some rows for each walk, with the penalty and the hotwords' bonuses."""
-    if not blank_penalty and not any(walk.hotwords for walk in walks):
+    """Return the logits [R, V], some rows for each walk, with the blank's changes and the hotwords' bonuses."""
+    blanks = [start_margin * walk.state.is_start - blank_penalty for walk in walks]
+    if not any(blanks) and not any(walk.hotwords for walk in walks):
         return logits
     scores, start = logits.copy(), 0
-    scores[:, BLANK] -= blank_penalty
-    for walk, count in zip(walks, counts, strict=True):
+    for walk, count, blank in zip(walks, counts, blanks, strict=True):
+        scores[start : start + count, BLANK] += blank
         if walk.hotwords:
             scores[start : start + count] += walk.hotwords.bonus(walk.state.node)
         start += count

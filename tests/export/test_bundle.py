@@ -249,6 +249,13 @@ def test_the_card_says_how_long_a_pause_is(tiny, tmp_path):
     assert load_bundle(tmp_path / "plain").pause_frames == 0
 
 
+def test_the_card_says_how_sure_a_first_token_has_to_be(tiny, tmp_path):
+    export(tiny, tmp_path / "model", replace(OPTIONS, int8=False, start_margin=1.5))
+    assert load_bundle(tmp_path / "model").start_margin == 1.5
+    export(tiny, tmp_path / "plain", replace(OPTIONS, int8=False))
+    assert load_bundle(tmp_path / "plain").start_margin == 0.0
+
+
 def test_blank_penalty_makes_it_speak_more_and_is_in_the_card(tiny, tmp_path):
     before = tiny.model.joiner.out.bias.clone()
     export(tiny, tmp_path / "plain", replace(OPTIONS, int8=False))

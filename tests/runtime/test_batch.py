@@ -1,5 +1,7 @@
 """Streams that advance together get what each gets alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -161,6 +163,23 @@ def test_a_step_that_fails_changes_nothing(recognizer, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             recognizer.advance([stream])
     assert stream.finish() == recognizer.transcribe(AUDIOS[0])
+
+
+def test_a_margin_keeps_the_first_token_back_and_no_other(recognizer):
+    for audio in AUDIOS:
+        tokens = recognizer.transcribe(audio).tokens
+        assert Recognizer(recognizer.bundle, start_margin=0.0).transcribe(audio).tokens == tokens
+        later = Recognizer(recognizer.bundle, start_margin=1.0).transcribe(audio).tokens
+        assert not later or later[0].start >= tokens[0].start
+    assert any(Recognizer(recognizer.bundle, start_margin=1.0).transcribe(a).tokens for a in AUDIOS)
+    assert not any(Recognizer(recognizer.bundle, start_margin=1e9).transcribe(audio).tokens for audio in AUDIOS)
+
+
+def test_the_margin_of_the_card_is_kept_unless_another_is_named(recognizer):
+    card = {**recognizer.bundle.card, "architecture": {"start_margin": 1e9}}
+    bundle = replace(recognizer.bundle, card=card)
+    assert not Recognizer(bundle).transcribe(AUDIOS[0]).tokens
+    assert Recognizer(bundle, start_margin=0.0).transcribe(AUDIOS[0]) == recognizer.transcribe(AUDIOS[0])
 
 
 def test_a_blank_penalty_makes_it_say_more(recognizer):

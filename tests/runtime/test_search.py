@@ -38,11 +38,11 @@ def pairs(emissions):
     return [(token, frame) for token, frame, _ in emissions]
 
 
-def brute_force(network, frames, penalty=0.0):
+def brute_force(network, frames, penalty=0.0, margin=0.0):
     context, found = [-1, 0], []
     for index, frame in enumerate(frames):
         logits = network.join(frame[None], network.predict([tuple(context)]))[0]
-        logits[0] -= penalty
+        logits[0] += (0 if found else margin) - penalty
         token = int(logits.argmax())
         if token not in (0, 2):
             found.append((token, index))
@@ -56,15 +56,17 @@ def brute_force(network, frames, penalty=0.0):
     length=st.integers(0, 30),
     bias=st.floats(-2, 4),
     penalty=st.sampled_from([0.0, 0.7]),
+    margin=st.sampled_from([0.0, 0.7, 3.0]),
     frames_a_join=st.sampled_from([1, 3, 16]),
 )
-def test_equal_to_brute_force(seed, streams, length, bias, penalty, frames_a_join):
+def test_equal_to_brute_force(seed, streams, length, bias, penalty, margin, frames_a_join):
     network = RandomNetwork(seed, bias, frames_a_join)
     frames = make_frames(seed + 1, streams, length)
     states = [start_state(network, CONTEXT)] * streams
-    found, after = search(network, frames, states, SPEAKS, penalty)
+    found, after = search(network, frames, states, SPEAKS, penalty, start_margin=margin)
     for stream in range(streams):
-        assert (pairs(found[stream]), after[stream].context) == brute_force(network, frames[stream], penalty)
+        expected = brute_force(network, frames[stream], penalty, margin)
+        assert (pairs(found[stream]), after[stream].context) == expected
         np.testing.assert_array_equal(after[stream].prediction, network.predict([after[stream].context])[0])
 
 

@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="without a word, after which onebest hears what comes next as a new utterance; a multiple of "
         "40, or 0 for never",
     )
+    parser.add_argument(
+        "--start-margin",
+        type=float,
+        default=1.0,
+        help="nats by which the first token, and the first behind a pause, has to be likelier than the blank "
+        "in onebest, so that noise is no word; 0 for none",
+    )
     parser.add_argument("--notes", type=Path, help="JSON object to put into the card")
     parser.add_argument(
         "--check-audio",
@@ -88,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         _notes(arguments.notes),
         arguments.blank_penalty,
         to_frames("--pause-ms", arguments.pause_ms) * FRAME_MS if arguments.pause_ms else 0,
+        arguments.start_margin,
         arguments.wer_budget,
         arguments.report,
     )
