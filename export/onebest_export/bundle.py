@@ -41,8 +41,8 @@ class ExportOptions:
         blank_penalty: taken off the blank's logit for good, in nats; more than 0 brings out words that greedy
             search would leave out, and some wrong ones with them.
         pause_ms: without a word, after which onebest's streams begin anew; 0 is never.
-        start_margin: nats by which the first token of onebest's streams, and the first behind a pause, has to be
-            likelier than the blank.
+        start_margin: nats by which the first token of onebest's streams, and the first behind a pause, has to
+            be likelier than the blank.
         wer_budget: word error rate in percent that int8 may add on ``Speech.utterances``.
         report: measure every component's int8 alone, for the card.
     """

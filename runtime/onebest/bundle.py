@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onebest.card import BundleFiles, find_files, read_card
+from onebest.card import BundleFiles, find_files, read_card, read_number
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS, check_spec
 from onebest.graph import Graph, Port
@@ -122,8 +122,7 @@ class Bundle:
 
         The count is in chunks; a model whose card names no period of its positions has none.
         """
-        encoder = self.card.get("architecture", {}).get("encoder", {})
-        period = int(encoder.get("position_period", 0)) * _FRAMES_A_POSITION
+        period = int(read_number(self.card, "encoder", "position_period")) * _FRAMES_A_POSITION
         chunk = self.sizes.chunk_frames
         return (self.sizes.left_context or 0) * SUBSAMPLING, math.lcm(chunk, period) if period else chunk
 
@@ -138,7 +137,7 @@ class Bundle:
         A model that was trained on single utterances hears better what comes after a pause if it does not
         remember what came before, perhaps by somebody else.
         """
-        return int(self.card.get("architecture", {}).get("pause_ms", 0)) // ENCODER_FRAME_MS
+        return int(read_number(self.card, "pause_ms")) // ENCODER_FRAME_MS
 
     @property
     def start_margin(self) -> float:
@@ -146,7 +145,7 @@ class Bundle:
 
         A noise that is like speech for a moment makes a token that is little likelier.
         """
-        return float(self.card.get("architecture", {}).get("start_margin", 0.0))
+        return read_number(self.card, "start_margin")
 
     @property
     def frames_a_join(self) -> int:
@@ -246,7 +245,9 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
             "Take the tokens.txt that was exported with the model."
         )
     _check_graphs(encoder, decoder, joiner, sizes)
-    return Bundle(folder, card, sizes, vocabulary, encoder, decoder, joiner)
+    bundle = Bundle(folder, card, sizes, vocabulary, encoder, decoder, joiner)
+    _ = bundle.silence_frames, bundle.pause_frames, bundle.start_margin  # what the card says of them is sound
+    return bundle
 
 
 def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:

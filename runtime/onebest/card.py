@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,31 @@ def read_card(folder: Path) -> dict[str, Any]:
             "Update onebest or export the model again."
         )
     return card
+
+
+def read_number(card: dict[str, Any], *names: str) -> float:
+    """Return a number of a card's ``architecture``, 0 where it is not named.
+
+    Args:
+        card: of a bundle; empty if it has none.
+        names: what it is called, the names of the objects that hold it before.
+
+    Raises:
+        ModelError: something else stands there.
+    """
+    *groups, last = ("architecture", *names)
+    found: Any = card
+    for group in groups:
+        found = found.get(group, {}) if isinstance(found, dict) else found
+    found = found.get(last, 0) if isinstance(found, dict) else found
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not (is_number and 0 <= found < math.inf):
+        where = ".".join((*groups, last))
+        raise ModelError(
+            f"card.json: {where} is {found!r}, expected a number of 0 or more. "
+            "Fetch or export the model again."
+        )
+    return float(found)
 
 
 def write_card(folder: Path, card: dict[str, Any], files: dict[str, Path]) -> None:

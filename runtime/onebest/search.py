@@ -158,7 +158,7 @@ def _adjust(
     blank_penalty: float,
     start_margin: float,
 ) -> FloatArray:
-    """Return the logits [R, V], some rows for each walk, with the blank's changes and the hotwords' bonuses."""
+    """Return the logits [R, V], some rows a walk, with what blank and hotwords are changed by."""
     blanks = [start_margin * walk.state.is_start - blank_penalty for walk in walks]
     if not any(blanks) and not any(walk.hotwords for walk in walks):
         return logits

@@ -166,13 +166,12 @@ def test_a_step_that_fails_changes_nothing(recognizer, monkeypatch):
 
 
 def test_a_margin_keeps_the_first_token_back_and_no_other(recognizer):
+    some, silent = (Recognizer(recognizer.bundle, start_margin=margin) for margin in (1.0, 1e9))
     for audio in AUDIOS:
         tokens = recognizer.transcribe(audio).tokens
-        assert Recognizer(recognizer.bundle, start_margin=0.0).transcribe(audio).tokens == tokens
-        later = Recognizer(recognizer.bundle, start_margin=1.0).transcribe(audio).tokens
-        assert not later or later[0].start >= tokens[0].start
-    assert any(Recognizer(recognizer.bundle, start_margin=1.0).transcribe(a).tokens for a in AUDIOS)
-    assert not any(Recognizer(recognizer.bundle, start_margin=1e9).transcribe(audio).tokens for audio in AUDIOS)
+        later = some.transcribe(audio).tokens
+        assert later[0].start >= tokens[0].start
+        assert not silent.transcribe(audio).tokens
 
 
 def test_the_margin_of_the_card_is_kept_unless_another_is_named(recognizer):

@@ -179,6 +179,24 @@ def test_metadata_that_does_not_fit(tiny_copy, changed, says):
     refuse(tiny_copy, says)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        ({"pause_ms": "1 s"}, "architecture.pause_ms is '1 s'"),
+        ({"start_margin": -1}, "architecture.start_margin is -1"),
+        ({"start_margin": True}, "architecture.start_margin is True"),
+        ({"encoder": {"position_period": [500]}}, r"architecture.encoder.position_period is \[500\]"),
+        ({"encoder": "small"}, "architecture.encoder.position_period is 'small'"),
+        ("small", "architecture.encoder.position_period is 'small'"),
+    ],
+)
+def test_a_card_with_something_else_for_a_number(tiny_copy, architecture, says):
+    path = tiny_copy / "card.json"
+    card = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**card, "architecture": architecture}), "utf-8")
+    refuse(tiny_copy, f"{says}, expected a number of 0 or more. Fetch or export the model again")
+
+
 def test_a_card_of_another_front_end(tiny_copy):
     write_card(tiny_copy, front_end={**SPEC.to_dict(), "window": "hann"})
     refuse(tiny_copy, r"card\.json was made with another front end \(window: 'hann'")
