@@ -5,21 +5,31 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from onebest.bundle import load_bundle
 from onebest.card import FORMAT, VERSION, write_card
 from onebest.errors import ModelError
 from onebest.frontend import SPEC
 from onebest_export import verify
 from onebest_export.deviation import Utterance
-from onebest_export.graphs import OPSET, export_decoder, export_encoder, export_joiner
+from onebest_export.graphs import OPSET, export_decoder, export_encoder, export_joiner, export_streams
 from onebest_export.optimize import optimize
-from onebest_export.precision import PARTS, Choice, Component, choose_precision, quantize_graphs
+from onebest_export.precision import (
+    PARTS,
+    Choice,
+    Component,
+    choose_precision,
+    products_of,
+    quantize_graphs,
+)
+from onebest_export.quantize import quantize
+from onebest_export.streams import share_weights
 from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
@@ -132,7 +142,9 @@ def write_bundle(
                 optimize(path)
             difference = _compare(model, paths, options, speech.features)
             verify.check_int8(difference)
-        _assemble([*paths, work / "tokens.txt"], make_card(checkpoint, options, choice), work / "bundle")
+            paths.append(_export_streams(model, work, options, in_float))
+        _assemble([work / "tokens.txt", *paths], make_card(checkpoint, options, choice), work / "bundle")
+        verify.check_streams(load_bundle(work / "bundle"))
         (work / "bundle").rename(folder)
     return Export(difference, choice)
 
@@ -143,11 +155,23 @@ def _choose(work: Path, options: ExportOptions, speech: Speech) -> tuple[Choice 
     return choose_precision(work, speech.utterances, options.wer_budget, options.report)
 
 
+def _export_streams(
+    model: Transducer, work: Path, options: ExportOptions, in_float: Collection[Component]
+) -> Path:
+    """Write the encoder for several streams beside the int8 one, whose weights it uses; return its path."""
+    path, target = work / "streams.onnx", work / "int8" / "streams.int8.onnx"
+    export_streams(model, path, options.chunk_frames, options.left_frames, options.right_frames)
+    quantize(path, path, in_float=products_of("encoder", in_float))
+    optimize(path)
+    share_weights(path, target, work / "int8" / "encoder.int8.onnx")
+    return target
+
+
 def _assemble(paths: Sequence[Path], card: dict[str, Any], folder: Path) -> None:
     """Make a bundle's folder of its files and its card, which gets their hashes."""
     folder.mkdir()
     copies = [Path(shutil.copy(path, folder / path.name)) for path in paths]
-    write_card(folder, card, dict(zip((*PARTS, "tokens"), copies, strict=True)))
+    write_card(folder, card, dict(zip(("tokens", *PARTS, "streams"), copies, strict=False)))
 
 
 def _penalize_blank(model: Transducer, penalty: float) -> Transducer:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from onebest.frontend import SPEC
 from onebest.layout import CHUNK_INPUT
+from onebest_export import streams
 from onebest_export.latency import latency_metadata
 from onebest_export.streaming import ONE_CHUNK, StreamingEncoder, example_inputs
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
@@ -77,6 +78,33 @@ def export_encoder(
         },
         encoder_metadata(model, chunk_frames, left_frames, right_frames),
         [numpy_helper.from_array(np.array(ONE_CHUNK), CHUNK_INPUT)],
+    )
+
+
+def export_streams(
+    model: Transducer, path: Path, chunk_frames: int, left_frames: int, right_frames: int = 0
+) -> None:
+    """Write the encoder for a few streams, see ``streams``; N, the chunk and the left context are free axes."""
+    encoder = streams.StreamsEncoder(model, right_frames).eval()
+    names, arguments = streams.example_inputs(encoder, chunk_frames, left_frames)
+    memories = {
+        name: {0: "left", 1: "B"} if value.dim() == 4 else {1: "B"}
+        for name, value in zip(names[2:], arguments[2:], strict=True)
+    }
+    _export(
+        encoder,
+        arguments,
+        path,
+        names,
+        ["encoder_out", "new_memory"],
+        {
+            "x": {0: "N", 1: "F"},
+            "seen": {0: "N"},
+            **memories,
+            "encoder_out": {0: "N", 1: "T"},
+            "new_memory": {1: "T", 2: "N"},
+        },
+        {"slots": str(streams.SLOTS), "count_period": str(encoder.wrap)},
     )
 
 

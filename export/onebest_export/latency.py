@@ -11,6 +11,7 @@ import onnx
 from onebest.bundle import ENCODER_FRAME_MS, load_bundle
 from onebest.card import find_files, read_card, write_card
 from onebest.errors import ModelError
+from onebest_export.streams import share_weights
 from onebest_training.encoder import SUBSAMPLING
 
 
@@ -61,10 +62,14 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
             shutil.copy(getattr(files, part), path)
         encoder = work / files.encoder.name
         _write_metadata(files.encoder, encoder, metadata)
+        written = {"encoder": encoder, **paths}
+        if files.streams:
+            written["streams"] = work / files.streams.name
+            share_weights(files.streams, written["streams"], encoder)
         if card:
             sizes = {"chunk_frames": chunk_frames, "left_frames": left}
             card["architecture"] = {**card.get("architecture", {}), **sizes}
-            write_card(work, card, {"encoder": encoder, **paths})
+            write_card(work, card, written)
         load_bundle(work)
         work.rename(target)
 

@@ -79,11 +79,15 @@ def quantize_graphs(folder: Path, target: Path, in_float: Collection[Component] 
     paths = []
     for part in PARTS:
         path = target / f"{part}.int8.onnx"
-        left = {name for component in in_float if component.part == part for name in component.products}
         bound = TANH_BOUND if part == "joiner" else None
-        quantize(folder / f"{part}.onnx", path, bound=bound, in_float=left)
+        quantize(folder / f"{part}.onnx", path, bound=bound, in_float=products_of(part, in_float))
         paths.append(path)
     return paths
+
+
+def products_of(part: str, components: Collection[Component]) -> set[str]:
+    """Return the names of one graph's products in some components."""
+    return {name for component in components if component.part == part for name in component.products}
 
 
 def choose_precision(

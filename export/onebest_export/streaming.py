@@ -31,6 +31,7 @@ J joiner width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -89,10 +90,14 @@ class Rows:
         self.step, self.chunks, self.frames = step, chunks, frames
         self.firsts = _count_up(chunks) * step
 
+    def before_chunks(self, memory: int) -> Tensor:
+        """The ``memory`` frames before each chunk, [memory, C]."""
+        return self._brought(memory, self.firsts)
+
     def of_chunks(self, memory: int) -> Tensor:
         """What each chunk sees: the ``memory`` frames before it, then its own, [memory+W, C]."""
         own = memory + _count_up(self.frames)[:, None] * self.chunks + _count_up(self.chunks)
-        return torch.cat((self._brought(memory, self.firsts), own))
+        return torch.cat((self.before_chunks(memory), own))
 
     def at_end(self, memory: int) -> Tensor:
         """The last ``memory`` frames that were brought out, [memory]."""
@@ -151,14 +156,14 @@ class StreamingEncoder(nn.Module):
         rows = Rows(step, brought // step, step + self.right)
         place = _count_up(rows.frames)[:, None] + rows.firsts
         hidden = hidden[place].flatten(1, 2) + self._positions((seen + place[:, :, None]).flatten(1, 2))
-        mask = self._mask(seen + rows.firsts[:, None], left, rows.frames)
-        sees, convolved = rows.of_chunks(left), rows.of_chunks(cached_conv.shape[1])
+        mask = self._mask(seen + rows.firsts[:, None], left)
+        before, convolved = rows.before_chunks(left), rows.of_chunks(cached_conv.shape[1])
         kept = rows.at_end(cached_conv.shape[1])
         new: list[Tensor] = []
         inputs: list[Tensor] = []
         for block in cast("list[Block]", list(self.encoder.blocks)):
             cache = cached_attn[len(new)], cached_attn[len(new) + 1]
-            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache, sees)
+            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache, before)
             hidden, new = hidden + added, [*new, key, value]
             if block.kernel:
                 added, seen_inputs = convolve(
@@ -179,9 +184,9 @@ class StreamingEncoder(nn.Module):
     def _positions(self, places: Tensor) -> Tensor:
         return self.encoder.positions[places.to(torch.int64) % len(self.encoder.positions)]
 
-    def _mask(self, seen: Tensor, left: int, frames: Tensor) -> Tensor:
-        """Return what is added to the scores, [C*N, 1, 1, left+W], with so many frames seen before each."""
-        valid = _count_up(left + frames) >= left - seen.reshape(-1, 1).clamp(max=left)
+    def _mask(self, seen: Tensor, left: int) -> Tensor:
+        """Return what is added to the scores of frames before, [C*N, 1, 1, left], where so many were seen."""
+        valid = _count_up(left) >= left - seen.reshape(-1, 1).clamp(max=left)
         return torch.where(valid, 0.0, MASKED)[:, None, None, :]
 
     def _convolution_state(self, inputs: list[Tensor], seen: Tensor, old: Tensor) -> Tensor:
@@ -199,29 +204,56 @@ def _count_up(end: Tensor | int) -> Tensor:
 
 
 def attend(
-    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], sees: Tensor
+    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], before: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
     Args:
         attention: the block's weights.
         x: [W, C*N, D].
-        mask: added to the scores, [C*N, 1, 1, left+W].
-        cache: keys and values of the frames before, [left, N, D] each.
-        sees: rows of what each chunk sees, [left+W, C].
+        mask: added to the scores of the frames before, [C*N, 1, 1, left].
+        cache: keys and values of the frames before the call, [left, N, D] each.
+        before: rows of the frames before each chunk, [left, C].
 
     Returns:
         The output, and the new frames' keys and values, [W, C*N, D] each.
     """
-    width, heads = attention.out.in_features, attention.heads
+    width = attention.out.in_features
     query, key, value = attention.qkv(x).split((width, width, width), 2)
-    queries, keys, values = (
-        part.reshape(-1, x.shape[1], heads, width // heads)
-        for part in (query, _append(cache[0], key)[sees], _append(cache[1], value)[sees])
+    query, *new, old_keys, old_values = (
+        part.reshape(-1, x.shape[1], attention.heads, width // attention.heads)
+        for part in (query, key, value, _append(cache[0], key)[before], _append(cache[1], value)[before])
     )
-    scores = queries.permute(1, 2, 0, 3) @ keys.permute(1, 2, 3, 0) * attention.scale
-    mixed = (scores + mask).softmax(3) @ values.permute(1, 2, 0, 3)
-    return attention.out(mixed.permute(2, 0, 1, 3).flatten(2)), key, value
+    mixed = mix(query, (new[0], new[1]), (old_keys, old_values), mask, before.shape[0], attention.scale)
+    return attention.out(mixed.flatten(2)), key, value
+
+
+def mix(
+    query: Tensor,
+    new: Sequence[Tensor],
+    old: Sequence[Tensor],
+    mask: Tensor,
+    left: int,
+    scale: float,
+) -> Tensor:
+    """Return the values of the frames before and of the new ones, weighed by one softmax over both.
+
+    Each of the two has products of its own, so that they need not lie side by side.
+
+    Args:
+        query: [W, B, H, D/H]; B is the batch.
+        new: keys and values of the new frames, [W, B, H, D/H] each.
+        old: those of the frames before, [left, B, H, D/H] each.
+        mask: added to the scores of the frames before, [B, 1, 1, left].
+        left: how many frames are before; given, for every look at a shape is an operator of its own.
+        scale: what the scores are multiplied by.
+    """
+    query = query.permute(1, 2, 0, 3)
+    old_scores = query @ old[0].permute(1, 2, 3, 0) * scale + mask
+    scores = query @ new[0].permute(1, 2, 3, 0) * scale
+    weights = torch.cat((old_scores, scores), 3).softmax(3)
+    old_part = weights[..., :left] @ old[1].permute(1, 2, 0, 3)
+    return (old_part + weights[..., left:] @ new[1].permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
 
 
 def convolve(convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,8 +270,13 @@ def convolve(convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor) -
     """
     memory = _append(cache, x)
     seen = memory[sees[len(cache) + 1 - convolution.depthwise.kernel_size[0] :]].flatten(1, 2)
+    return convolve_seen(convolution, seen), memory
+
+
+def convolve_seen(convolution: Convolution, seen: Tensor) -> Tensor:
+    """Return the output [W, B, D] of a convolution for its inputs, [K-1+W, B, D]."""
     y = functional.gelu(convolution.depthwise(seen.permute(1, 2, 0)).permute(2, 0, 1))
-    return convolution.out(y), memory
+    return convolution.out(y)  # type: ignore[no-any-return]
 
 
 def _append(memory: Tensor, new: Tensor) -> Tensor:

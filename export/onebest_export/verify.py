@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onebest.bundle import Bundle
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS
 from onebest.graph import Graph
@@ -124,6 +125,32 @@ def check_int8(difference: Difference) -> None:
             f"({INT8_ERROR:.0%} is allowed), {difference.agreement:.1%} of tokens agree "
             f"({INT8_AGREEMENT:.0%} must); nothing was written. Export with --float instead."
         )
+
+
+def check_streams(bundle: Bundle) -> None:
+    """Refuse a bundle whose encoder for several streams gives another result than the one for a single stream.
+
+    Raises:
+        ModelError: the outputs differ by more than ``TOLERANCE``.
+    """
+    if bundle.streams is None:
+        return
+    step, pad = bundle.sizes.chunk_frames, bundle.sizes.pad_frames
+    features = synthetic_features(CHUNKS * step + pad, STREAMS)
+    together = [bundle.start_state()] * STREAMS
+    alone = list(together)
+    for first in range(0, CHUNKS * step, step):
+        windows = features[:, first : first + step + pad]
+        expected = []
+        for stream, state in enumerate(alone):
+            frames, (alone[stream],) = bundle.encode(windows[stream : stream + 1], [state])
+            expected.append(frames)
+        found, together = bundle.encode(windows, together)
+        if not (difference := float(np.abs(found - np.concatenate(expected)).max())) <= TOLERANCE:
+            raise ModelError(
+                f"the encoder for several streams differs by {difference:.2g} from that for one (at most "
+                f"{TOLERANCE:g} is allowed); nothing was written. Please report this with the config."
+            )
 
 
 def _windows(features: FloatArray, chunk_frames: int, right_frames: int) -> list[FloatArray]:

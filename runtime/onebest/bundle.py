@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from onebest.graph import Graph, Port
 from onebest.layout import CHUNK_INPUT, SUBSAMPLING, Cache, Layout, read_layout
 from onebest.models import find_model
 from onebest.search import Context
+from onebest.streams import EncoderState, LiveState, StreamsEncoder
 from onebest.vocabulary import Vocabulary, parse_vocabulary
 
 FloatArray = npt.NDArray[np.float32]
@@ -78,20 +79,13 @@ class Sizes:
         return self.layout.left_context
 
 
-class EncoderState(NamedTuple):
-    """What the encoder remembers of one stream.
-
-    Attributes:
-        caches: its state tensors, each with a batch axis of one.
-        processed_frames: feature frames that it has moved past.
-    """
-
-    caches: tuple[npt.NDArray[Any], ...]
-    processed_frames: int
-
-
 #: Feature frames between two of the positions that a card counts.
 _FRAMES_A_POSITION = 2
+#: Calls of the encoder take those streams whose states fit a core's cache together: to stack larger ones and
+#: take them apart costs more than products of more rows save.
+_STATE_BYTES_A_CALL = 2**21
+#: So many chunks of a stream in one call cost as little as a chunk each of as many streams.
+_FEWEST_CHUNKS_TOGETHER = 4
 #: Frames of a stream that one call of the joiner takes, at most.
 _FRAMES_A_JOIN = 16
 #: Chunks of a stream that one call of the encoder takes, and encoder frames where there are several, at most.
@@ -110,6 +104,7 @@ class Bundle:
     encoder: Graph
     decoder: Graph
     joiner: Graph
+    streams: StreamsEncoder | None = None
 
     @property
     def name(self) -> str:
@@ -159,9 +154,26 @@ class Bundle:
             return 1
         return max(1, min(_CHUNKS_A_CALL, _FRAMES_A_CALL * SUBSAMPLING // self.sizes.chunk_frames))
 
+    @property
+    def fewest_chunks_together(self) -> int:
+        """Where fewer chunks of a stream wait they take a call each, several streams in one."""
+        return 2 if self.streams is None else _FEWEST_CHUNKS_TOGETHER
+
+    def streams_a_call(self, window_frames: int, states: Sequence[EncoderState | LiveState]) -> int:
+        """Streams whose windows of such a length one call of the encoder takes best."""
+        if self.streams and self._suits_streams(window_frames, states):
+            return self.streams.slots
+        state_bytes = sum(cache.nbytes for cache in self.sizes.layout.caches)
+        return max(1, _STATE_BYTES_A_CALL // state_bytes)
+
+    def _suits_streams(self, window_frames: int, states: Sequence[EncoderState | LiveState]) -> bool:
+        """Whether there is a chunk each of several streams, or of one that was among several before."""
+        live = len(states) > 1 or isinstance(states[0], LiveState)
+        return live and window_frames <= self.sizes.window_frames
+
     def encode(
-        self, windows: FloatArray, states: Sequence[EncoderState]
-    ) -> tuple[FloatArray, list[EncoderState]]:
+        self, windows: FloatArray, states: Sequence[EncoderState | LiveState]
+    ) -> tuple[FloatArray, Sequence[EncoderState | LiveState]]:
         """Run one step of the encoder for N streams; each gets what it would get alone and chunk by chunk.
 
         Args:
@@ -172,10 +184,21 @@ class Bundle:
         Returns:
             Encoder frames [N, T, J], T = (F - pad_frames) / 4, and the states behind them.
         """
+        moved = windows.shape[1] - self.sizes.pad_frames
+        if self.streams:
+            left = self.sizes.left_context or 0
+            if self._suits_streams(windows.shape[1], states):
+                return self.streams.encode(windows, states, left, moved)
+            states = [self.streams.restore(state, left) for state in states]
+        return self._encode(windows, cast("Sequence[EncoderState]", states), moved)
+
+    def _encode(
+        self, windows: FloatArray, states: Sequence[EncoderState], moved: int
+    ) -> tuple[FloatArray, list[EncoderState]]:
         if self.encoder.mixes_batch and len(states) > 1:
-            alone = [self.encode(windows[n : n + 1], [state]) for n, state in enumerate(states)]
+            alone = [self._encode(windows[n : n + 1], [state], moved) for n, state in enumerate(states)]
             return np.concatenate([frames for frames, _ in alone]), [state for _, (state,) in alone]
-        layout, moved = self.sizes.layout, windows.shape[1] - self.sizes.pad_frames
+        layout = self.sizes.layout
         by_cache = zip(*(state.caches for state in states), strict=True)
         inputs = [cache.stack(parts) for cache, parts in zip(layout.caches, by_cache, strict=True)]
         if layout.takes_count:
@@ -245,7 +268,8 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
             "Take the tokens.txt that was exported with the model."
         )
     _check_graphs(encoder, decoder, joiner, sizes)
-    bundle = Bundle(folder, card, sizes, vocabulary, encoder, decoder, joiner)
+    streams = StreamsEncoder(files.streams, threads, sizes.layout) if files.streams else None
+    bundle = Bundle(folder, card, sizes, vocabulary, encoder, decoder, joiner, streams)
     _ = bundle.silence_frames, bundle.pause_frames, bundle.start_margin  # what the card says of them is sound
     return bundle
 

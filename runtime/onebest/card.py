@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ _PATTERNS = {
     "joiner": "joiner*.onnx",
     "tokens": "tokens.txt",
 }
+#: Files that only a card can name.
+_OPTIONAL = {"streams"}
 
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """The four files that a model is made of."""
+    """The files that a model is made of; ``streams``, the encoder for several streams, may be missing."""
 
     folder: Path
     encoder: Path
     decoder: Path
     joiner: Path
     tokens: Path
+    streams: Path | None = None
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def write_card(folder: Path, card: dict[str, Any], files: dict[str, Path]) -> No
     Args:
         folder: the bundle.
         card: all the rest.
-        files: encoder, decoder, joiner and tokens.
+        files: encoder, decoder, joiner, tokens, and streams if there is one.
     """
     entries = {part: {"file": path.name, "sha256": hash_file(path)} for part, path in files.items()}
     content = json.dumps({**card, "files": entries}, indent=2) + "\n"
@@ -109,12 +112,12 @@ def find_files(folder: Path, card: dict[str, Any]) -> BundleFiles:
     Raises:
         ModelError: a file is missing, altered, or not to be told from another.
     """
-    parts = [part.name for part in fields(BundleFiles) if part.name != "folder"]
     if not card:
-        return BundleFiles(folder, **{part: _only_match(folder, _PATTERNS[part]) for part in parts})
+        return BundleFiles(folder, **{part: _only_match(folder, name) for part, name in _PATTERNS.items()})
     entries = card.get("files")
     if not isinstance(entries, dict):
         raise ModelError(f'{folder / "card.json"} has no object "files". Export the model again.')
+    parts = [*_PATTERNS, *(_OPTIONAL & entries.keys())]
     return BundleFiles(folder, **{part: _checked_file(folder, part, entries.get(part)) for part in parts})
 
 

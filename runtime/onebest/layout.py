@@ -9,6 +9,7 @@ Axis legend: N batch, L layers, E width of a cached row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,10 +51,18 @@ class Cache:
         """The batch axis."""
         return self.shape.index(None)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state of one stream."""
+        return math.prod(axis or 1 for axis in self.shape) * self._kind.itemsize
+
+    @property
+    def _kind(self) -> np.dtype[Any]:
+        return np.dtype(np.float32 if self.element == "float" else np.int64)
+
     def zeros(self) -> Array:
         """Return the state of one stream before the first frame."""
-        kind = np.float32 if self.element == "float" else np.int64
-        return np.zeros([1 if axis is None else axis for axis in self.shape], kind)
+        return np.zeros([1 if axis is None else axis for axis in self.shape], self._kind)
 
     def stack(self, streams: Sequence[Array]) -> Array:
         """Return the states of N streams as one."""

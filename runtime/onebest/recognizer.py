@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onebest.bundle import Bundle, EncoderState, load_bundle
+from onebest.bundle import Bundle, load_bundle
 from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
 from onebest.errors import ModelError, StreamError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
@@ -27,6 +27,7 @@ from onebest.layout import SUBSAMPLING
 from onebest.results import Result, Segment, Transcript
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
+from onebest.streams import EncoderState, LiveState
 from onebest.vocabulary import BLANK
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,9 +39,6 @@ TAIL_SAMPLES = SAMPLE_RATE // 2
 LONGEST_FILLED_CHUNK_FRAMES = 256
 #: A step takes so many streams.
 _STREAMS_A_STEP = 16
-#: Its calls of the encoder take those whose states fit a core's cache together: to stack larger ones and take
-#: them apart costs more than products of more rows save.
-_STATE_BYTES_A_CALL = 2**21
 #: A longer piece of audio is worked on in parts of this size, so that it needs no more memory.
 _PART_SAMPLES = 10 * SAMPLE_RATE
 #: Half of a 25 ms frame and half of the 10 ms between frames: how far a frame reaches beyond its own 10 ms.
@@ -50,7 +48,7 @@ _REACH_SAMPLES = 120
 class StepState(NamedTuple):
     """Encoder and search between two chunks."""
 
-    encoder: EncoderState
+    encoder: EncoderState | LiveState
     search: SearchState
 
 
@@ -90,8 +88,6 @@ class Recognizer:
         self.blank_penalty = blank_penalty
         self.start_margin = self.bundle.start_margin if start_margin is None else start_margin
         self.start_state = StepState(self.bundle.start_state(), first_search)
-        state_bytes = sum(cache.nbytes for cache in self.start_state.encoder.caches)
-        self._streams_a_call = max(1, _STATE_BYTES_A_CALL // state_bytes)
 
     def stream(
         self,
@@ -154,7 +150,9 @@ class Recognizer:
 
     def _step(self, batch: Sequence[Stream]) -> None:
         """Run a step of streams whose windows are of one length; at an error no state changes."""
-        encoded = [self._encode(part) for part in _cut(batch, self._streams_a_call)]
+        states = [stream.state.encoder for stream in batch]
+        size = self.bundle.streams_a_call(batch[0].next_window_frames, states)
+        encoded = [self._encode(part) for part in _cut(batch, size)]
         encoder_states = [state for _, states in encoded for state in states]
         emissions, search_states = search(
             self.bundle,
@@ -169,7 +167,7 @@ class Recognizer:
         for stream, state, found in zip(batch, after, emissions, strict=True):
             stream.move(state, found)
 
-    def _encode(self, streams: Sequence[Stream]) -> tuple[FloatArray, list[EncoderState]]:
+    def _encode(self, streams: Sequence[Stream]) -> tuple[FloatArray, Sequence[EncoderState | LiveState]]:
         windows = np.stack([stream.next_window() for stream in streams])
         return self.bundle.encode(windows, [stream.state.encoder for stream in streams])
 
@@ -319,8 +317,9 @@ class Stream:
     @property
     def next_window_frames(self) -> int:
         """Feature frames of the window that waits."""
-        sizes = self.recognizer.bundle.sizes
-        steps = max(1, min(self.waiting_chunks, self._chunks_a_step))
+        bundle, waiting = self.recognizer.bundle, self.waiting_chunks
+        together = waiting >= bundle.fewest_chunks_together
+        steps, sizes = min(waiting, self._chunks_a_step) if together else 1, bundle.sizes
         return min(self._waiting_frames, steps * sizes.chunk_frames + sizes.pad_frames)
 
     def next_window(self) -> FloatArray:

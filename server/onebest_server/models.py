@@ -34,6 +34,8 @@ class Models:
         latencies_ms: tuple[int, ...] = LATENCIES_MS,
     ):
         bundle = load_bundle(folder or DEFAULT_MODEL)
+        if bundle.streams:
+            bundle.streams.load()
         own = Recognizer(bundle, chunk_ms=chunk_ms)
         others = {ms: recognizer for ms in latencies_ms if (recognizer := _try(bundle, ms))}
         default_ms = own.bundle.sizes.chunk_ms

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_model import make_audio, write_bundle
 
-import onebest.recognizer
+import onebest.bundle
 from onebest import Recognizer, StreamError
 from onebest.bundle import Bundle
 from onebest.recognizer import _STREAMS_A_STEP
@@ -68,7 +68,7 @@ def test_more_streams_than_a_step_takes(recognizer):
 def test_a_call_takes_the_streams_whose_states_fit_together(tiny_folder, monkeypatch, states, expected):
     state = Recognizer(tiny_folder).start_state.encoder
     limit = int(states * sum(cache.nbytes for cache in state.caches))
-    monkeypatch.setattr(onebest.recognizer, "_STATE_BYTES_A_CALL", limit)
+    monkeypatch.setattr(onebest.bundle, "_STATE_BYTES_A_CALL", limit)
     recognizer = Recognizer(tiny_folder)
     made, encode = [], Bundle.encode
 
