@@ -18,6 +18,7 @@ from onebest.frontend import compute_features
 from onebest.normalize import normalize_text
 from onebest.recognizer import TAIL_SAMPLES
 from onebest.search import Emission, search, start_state
+from onebest.streams import State
 from onebest_export.verify import log_softmax
 
 FloatArray = npt.NDArray[np.float32]
@@ -96,7 +97,8 @@ class Reference:
 
 def _decode(bundle: Bundle, features: FloatArray) -> _Decoded:
     size, speaks = bundle.sizes.context_size, bundle.vocabulary.speaks
-    encoder_state, search_state = bundle.start_state(), start_state(bundle, size)
+    encoder_state: State = bundle.start_state()
+    search_state = start_state(bundle, size)
     parts: list[FloatArray] = []
     emissions: list[Emission] = []
     done = 0

@@ -84,7 +84,7 @@ def export_encoder(
 def export_streams(
     model: Transducer, path: Path, chunk_frames: int, left_frames: int, right_frames: int = 0
 ) -> None:
-    """Write the encoder for a few streams, see ``streams``; N, the chunk and the left context are free axes."""
+    """Write the encoder for a few streams, see ``streams``; N, chunk and left context are free axes."""
     encoder = streams.StreamsEncoder(model, right_frames).eval()
     names, arguments = streams.example_inputs(encoder, chunk_frames, left_frames)
     memories = {

@@ -1,11 +1,11 @@
 """The encoder over a chunk each of a few streams, whose memories stay where they are.
 
-The contract's encoder (``streaming``) takes what all streams of a batch remember as one tensor and gives it back
-moved on: in a batch of live streams two fifths of its time go by with keys and values being put together and
-taken apart, and one stream alone is too few rows for the matrix products. This graph has an input for what
-each stream remembers in each block, and gives back only the new frames, for the caller to append. What a
-stream gets is equal, to the last bit, to what the contract's encoder gives it alone: the same products
-of the same sizes.
+The contract's encoder (``streaming``) takes what all streams of a batch remember as one tensor and gives it
+back moved on: in a batch of live streams two fifths of its time go by with keys and values being put together
+and taken apart, and one stream alone is too few rows for the matrix products. This graph has an input for
+what each stream remembers in each block, and gives back only the new frames, for the caller to append. What a
+stream gets is equal, to the last bit, to what the contract's encoder gives it alone: the same products of the
+same sizes.
 
 Its weights are the contract's, so it names the place of each in that file instead of having it again.
 
@@ -129,5 +129,5 @@ def share_weights(source: Path, target: Path, weights: Path) -> None:
         size = len(item.raw_data)
         if size >= _SMALLEST_SHARED_BYTES and (place := content.find(item.raw_data)) >= 0:
             set_external_data(item, weights.name, place, size)
-            item.ClearField("raw_data")
-    target.write_bytes(model.SerializeToString())
+            item.ClearField("raw_data")  # type: ignore[no-untyped-call]
+    target.write_bytes(model.SerializeToString())  # type: ignore[no-untyped-call]

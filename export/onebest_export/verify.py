@@ -22,6 +22,7 @@ from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS
 from onebest.graph import Graph
 from onebest.search import Context, search, start_state
+from onebest.streams import State
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.transducer import BLANK, Transducer
 
@@ -128,7 +129,7 @@ def check_int8(difference: Difference) -> None:
 
 
 def check_streams(bundle: Bundle) -> None:
-    """Refuse a bundle whose encoder for several streams gives another result than the one for a single stream.
+    """Refuse a bundle whose encoder for several streams gives another result than the one for one.
 
     Raises:
         ModelError: the outputs differ by more than ``TOLERANCE``.
@@ -137,7 +138,7 @@ def check_streams(bundle: Bundle) -> None:
         return
     step, pad = bundle.sizes.chunk_frames, bundle.sizes.pad_frames
     features = synthetic_features(CHUNKS * step + pad, STREAMS)
-    together = [bundle.start_state()] * STREAMS
+    together: Sequence[State] = [bundle.start_state()] * STREAMS
     alone = list(together)
     for first in range(0, CHUNKS * step, step):
         windows = features[:, first : first + step + pad]

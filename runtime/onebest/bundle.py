@@ -1,9 +1,9 @@
 """A model's folder -> checked graphs, vocabulary and sizes, and the three steps made with them.
 
 A bundle is ``encoder*.onnx``, ``decoder*.onnx``, ``joiner*.onnx`` and ``tokens.txt``, in the layout that
-sherpa-onnx reads as a ``conformer`` or ``zipformer2`` model, and ``card.json`` with the hash of each. A
-folder without a card loads as well. Sizes come from the graphs' metadata, and whatever does not fit is a
-``ModelError``.
+sherpa-onnx reads as a ``conformer`` or ``zipformer2`` model, and ``card.json`` with the hash of each and of
+``streams*.onnx``, which not every bundle has. A folder without a card loads as well. Sizes come from the
+graphs' metadata, and whatever does not fit is a ``ModelError``.
 
 Axis legend: N batch, F feature frames (10 ms), T encoder frames (40 ms), R rows, J joiner width,
 V vocabulary.
@@ -28,7 +28,7 @@ from onebest.graph import Graph, Port
 from onebest.layout import CHUNK_INPUT, SUBSAMPLING, Cache, Layout, read_layout
 from onebest.models import find_model
 from onebest.search import Context
-from onebest.streams import EncoderState, LiveState, StreamsEncoder
+from onebest.streams import EncoderState, LiveState, State, StreamsEncoder
 from onebest.vocabulary import Vocabulary, parse_vocabulary
 
 FloatArray = npt.NDArray[np.float32]
@@ -159,21 +159,19 @@ class Bundle:
         """Where fewer chunks of a stream wait they take a call each, several streams in one."""
         return 2 if self.streams is None else _FEWEST_CHUNKS_TOGETHER
 
-    def streams_a_call(self, window_frames: int, states: Sequence[EncoderState | LiveState]) -> int:
+    def streams_a_call(self, window_frames: int, states: Sequence[State]) -> int:
         """Streams whose windows of such a length one call of the encoder takes best."""
         if self.streams and self._suits_streams(window_frames, states):
             return self.streams.slots
         state_bytes = sum(cache.nbytes for cache in self.sizes.layout.caches)
         return max(1, _STATE_BYTES_A_CALL // state_bytes)
 
-    def _suits_streams(self, window_frames: int, states: Sequence[EncoderState | LiveState]) -> bool:
+    def _suits_streams(self, window_frames: int, states: Sequence[State]) -> bool:
         """Whether there is a chunk each of several streams, or of one that was among several before."""
         live = len(states) > 1 or isinstance(states[0], LiveState)
         return live and window_frames <= self.sizes.window_frames
 
-    def encode(
-        self, windows: FloatArray, states: Sequence[EncoderState | LiveState]
-    ) -> tuple[FloatArray, Sequence[EncoderState | LiveState]]:
+    def encode(self, windows: FloatArray, states: Sequence[State]) -> tuple[FloatArray, Sequence[State]]:
         """Run one step of the encoder for N streams; each gets what it would get alone and chunk by chunk.
 
         Args:

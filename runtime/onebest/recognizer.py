@@ -27,7 +27,7 @@ from onebest.layout import SUBSAMPLING
 from onebest.results import Result, Segment, Transcript
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
-from onebest.streams import EncoderState, LiveState
+from onebest.streams import State
 from onebest.vocabulary import BLANK
 
 FloatArray = npt.NDArray[np.float32]
@@ -48,7 +48,7 @@ _REACH_SAMPLES = 120
 class StepState(NamedTuple):
     """Encoder and search between two chunks."""
 
-    encoder: EncoderState | LiveState
+    encoder: State
     search: SearchState
 
 
@@ -167,7 +167,7 @@ class Recognizer:
         for stream, state, found in zip(batch, after, emissions, strict=True):
             stream.move(state, found)
 
-    def _encode(self, streams: Sequence[Stream]) -> tuple[FloatArray, Sequence[EncoderState | LiveState]]:
+    def _encode(self, streams: Sequence[Stream]) -> tuple[FloatArray, Sequence[State]]:
         windows = np.stack([stream.next_window() for stream in streams])
         return self.bundle.encode(windows, [stream.state.encoder for stream in streams])
 

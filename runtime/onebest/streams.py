@@ -1,20 +1,18 @@
 """The encoder for a few live streams at once, whose memories stay where they are.
 
-What a stream remembers is a row for each frame of each kind of memory, and a step adds some. So a step appends
-to an array that has room, and the encoder reads the rows before the end in place. Nothing that was written
-changes: who holds an older value goes on from it as before.
+What a stream remembers is a row for each frame of each kind of memory, and a step adds some. So a step
+appends to an array that has room, and the encoder reads the rows before the end in place. Nothing that was
+written changes: who holds an older value goes on from it as before.
 
 Axis legend: N streams, F feature frames (10 ms), T encoder frames (40 ms), M kinds of memory, D width.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,22 +27,25 @@ FloatArray = npt.NDArray[np.float32]
 _STEPS_OF_ROOM = 4
 
 
+#: Arrays by their shape that nobody needs any more.
+Spare = dict[tuple[int, ...], list[FloatArray]]
+
+
 class _Array:
     """Rows [M, any, D], of which the first ``used`` are written; they go to ``spare`` when nobody needs them.
 
     For memory that is new to a process costs more than all that is written to it.
     """
 
-    def __init__(self, shape: tuple[int, int, int], used: int, spare: deque[FloatArray]):
+    def __init__(self, shape: tuple[int, int, int], used: int, spare: Spare):
         try:
-            rows = spare.pop()
+            self.rows = spare.setdefault(shape, []).pop()
         except IndexError:
-            rows = np.empty(shape, np.float32)
-        self.rows = rows if rows.shape == shape else np.empty(shape, np.float32)
+            self.rows = np.empty(shape, np.float32)
         self.used, self.spare = used, spare
 
     def __del__(self) -> None:
-        self.spare.append(self.rows)
+        self.spare[self.rows.shape].append(self.rows)
 
 
 class Memory(NamedTuple):
@@ -54,7 +55,7 @@ class Memory(NamedTuple):
     end: int
 
     @classmethod
-    def start(cls, kinds: int, kept: int, width: int, step: int, spare: deque[FloatArray]) -> Memory:
+    def start(cls, kinds: int, kept: int, width: int, step: int, spare: Spare) -> Memory:
         """Return a memory of ``kept`` rows that are to be filled.
 
         Args:
@@ -71,14 +72,14 @@ class Memory(NamedTuple):
 
     def append(self, rows: FloatArray, kept: int) -> Memory:
         """Return a memory with rows [M, T, D] behind these, of which at least ``kept`` are still there."""
-        memory, (kinds, count, width) = self, rows.shape
-        if self.array.used != self.end or self.end + count > self.array.rows.shape[1]:
-            memory = self.start(kinds, kept, width, count, self.array.spare)
-            memory.last(kept)[:] = self.last(kept)
-        end = memory.end + count
-        memory.array.rows[:, memory.end : end] = rows
-        memory.array.used = end
-        return Memory(memory.array, end)
+        array, end, count = self.array, self.end, rows.shape[1]
+        if array.used != end or end + count > array.rows.shape[1]:
+            kinds, size, width = array.rows.shape
+            array, end = _Array((kinds, max(size, kept + count), width), kept, array.spare), kept
+            array.rows[:, :kept] = self.last(kept)
+        array.rows[:, end : end + count] = rows
+        array.used = end + count
+        return Memory(array, end + count)
 
 
 class EncoderState(NamedTuple):
@@ -105,6 +106,9 @@ class LiveState(NamedTuple):
     processed_frames: int
 
 
+State: TypeAlias = EncoderState | LiveState
+
+
 class StreamsEncoder:
     """The encoder for a few streams at once, a chunk each; every one gets what the encoder gives it alone.
 
@@ -118,7 +122,7 @@ class StreamsEncoder:
 
     def __init__(self, path: Path, threads: int, layout: Layout):
         self._path, self._threads = path, threads
-        self._spare: deque[FloatArray] = deque()
+        self._spare: Spare = {}
         attention, self._convolution = layout.caches
         self._attended, self._width = attention.shape[0] or 0, attention.shape[-1] or 0
 
@@ -159,7 +163,7 @@ class StreamsEncoder:
             raise ModelError(f"{self._path} is not for the encoder beside it. Export the model again.")
 
     def encode(
-        self, windows: FloatArray, states: Sequence[EncoderState | LiveState], left: int, moved: int
+        self, windows: FloatArray, states: Sequence[State], left: int, moved: int
     ) -> tuple[FloatArray, list[LiveState]]:
         """Run one step of N streams, ``slots`` at most.
 
@@ -196,7 +200,7 @@ class StreamsEncoder:
             for kind, (size, shape) in enumerate(zip(sizes, self._memory_shapes, strict=True))
         ]
 
-    def _live(self, state: EncoderState | LiveState, left: int, step: int) -> LiveState:
+    def _live(self, state: State, left: int, step: int) -> LiveState:
         """Return a state as it is here, with room for steps of so many frames."""
         if isinstance(state, LiveState):
             return state
@@ -208,7 +212,7 @@ class StreamsEncoder:
         rows[self._attended :, -self._inputs :] = convolution[: self._kinds - self._attended, :, 0]
         return LiveState(memory, state.processed_frames)
 
-    def restore(self, state: EncoderState | LiveState, left: int) -> EncoderState:
+    def restore(self, state: State, left: int) -> EncoderState:
         """Return a state as the contract has it."""
         if isinstance(state, EncoderState):
             return state

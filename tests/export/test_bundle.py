@@ -82,8 +82,7 @@ def test_notes_add_to_the_card_and_replace_nothing(tiny, tmp_path):
     export(tiny, tmp_path / "model", replace(OPTIONS, int8=False, notes=notes))
     card = json.loads((tmp_path / "model" / "card.json").read_text("utf-8"))
     assert (card["name"], card["data"]) == ("tiny", "speech")
-    streams = {"streams"} if kind == "int8" else set()
-    assert set(card["files"]) == {"encoder", "decoder", "joiner", "tokens"} | streams
+    assert set(card["files"]) == {"encoder", "decoder", "joiner", "tokens"}
     assert (card["training"]["data"], card["training"]["steps"]) == ("more speech", 120)
 
 
