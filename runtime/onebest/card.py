@@ -36,6 +36,12 @@ class BundleFiles:
     tokens: Path
     streams: Path | None = None
 
+    @property
+    def paths(self) -> list[Path]:
+        """All that there are."""
+        files = (self.encoder, self.decoder, self.joiner, self.tokens, self.streams)
+        return [path for path in files if path]
+
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Return the content of the folder's ``card.json``, or an empty dictionary if there is none.

@@ -31,11 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Return what a bundle is: its sizes and files as they are, and its card."""
     files = find_files(bundle.folder, bundle.card)
-    paths = {part: getattr(files, part) for part in ("encoder", "decoder", "joiner", "tokens")}
     return {
         "name": bundle.name,
         "folder": str(bundle.folder),
-        "bytes": {path.name: path.stat().st_size for path in paths.values()},
+        "bytes": {path.name: path.stat().st_size for path in files.paths},
         "chunk_ms": bundle.sizes.chunk_ms,
         "look_ahead_ms": bundle.sizes.layout.look_ahead_frames * FRAME_MS,
         "left_context": bundle.sizes.left_context,
