@@ -44,3 +44,10 @@ def test_no_endpoints(models):
     stream = models.open(Open(16000, endpoints=False, silence_ms=400))
     stream.accept(make_audio(30.0))
     assert len(stream.finish().segments) == 1
+
+
+def test_the_encoder_for_several_streams_is_there_before_the_first_client():
+    stream = shipped().open(Open(16000))
+    encoder = stream.recognizer.bundle.streams
+    assert encoder is not None
+    assert "_graph" in vars(encoder)
