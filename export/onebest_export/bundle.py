@@ -143,7 +143,9 @@ def write_bundle(
             difference = _compare(model, paths, options, speech.features)
             verify.check_int8(difference)
             paths.append(_export_streams(model, work, options, in_float))
-        _assemble([work / "tokens.txt", *paths], make_card(checkpoint, options, choice), work / "bundle")
+        parts = [*PARTS, "streams"] if options.int8 else PARTS
+        files = {"tokens": work / "tokens.txt", **dict(zip(parts, paths, strict=True))}
+        _assemble(files, make_card(checkpoint, options, choice), work / "bundle")
         verify.check_streams(load_bundle(work / "bundle"))
         (work / "bundle").rename(folder)
     return Export(difference, choice)
@@ -167,11 +169,11 @@ def _export_streams(
     return target
 
 
-def _assemble(paths: Sequence[Path], card: dict[str, Any], folder: Path) -> None:
-    """Make a bundle's folder of its files and its card, which gets their hashes."""
+def _assemble(files: dict[str, Path], card: dict[str, Any], folder: Path) -> None:
+    """Make a bundle's folder of its files by part and its card, which gets their hashes."""
     folder.mkdir()
-    copies = [Path(shutil.copy(path, folder / path.name)) for path in paths]
-    write_card(folder, card, dict(zip(("tokens", *PARTS, "streams"), copies, strict=False)))
+    copies = {part: Path(shutil.copy(path, folder / path.name)) for part, path in files.items()}
+    write_card(folder, card, copies)
 
 
 def _penalize_blank(model: Transducer, penalty: float) -> Transducer:
