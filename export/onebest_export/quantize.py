@@ -15,9 +15,9 @@ Behind a GELU or ReLU, whose values have a lower bound near 0, nearly all of the
 What stays in float: the embedding and the depthwise convolutions, which are small, and the stem's first
 product, whose input is log-mel frames.
 
-Weights take the whole range of int8. Processors without VNNI add two products in 16 bits, which saturate: in
-a model in training, by calculation, 1 pair in 20,000, and the error of the encoder's output grew by a half.
-Weights of 7 bits cannot saturate, but make it grow by a third on every processor.
+Processors without VNNI add the products of two neighbouring inputs in 16 bits, which would saturate: at
+255 * (w1 + w2) above 32767. So a scale also keeps the sum of two such weights within 128, and every processor
+gets the same sums. docs/LOG.md has what that costs and what it saves.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ IN_FLOAT = ("/stem/first/",)
 #: Operators that move values and change none.
 _MOVES = {"Concat", "Slice", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
 _GELU_DEPTH = 3
+#: Largest sum of the weights of inputs 2k and 2k + 1, before either is rounded.
+_LARGEST_PAIR = 127
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -151,7 +153,9 @@ class _Quantizer:
 
     def _coded_weight(self, name: str, weight: FloatArray) -> str:
         """Store a weight [inputs, outputs] in int8 with a scale for each output."""
-        scale = np.abs(weight).max(0) / 127
+        even, odd = weight[: len(weight) // 2 * 2 : 2], weight[1::2]
+        pairs = np.abs(even + odd).max(0, initial=0.0)
+        scale = np.maximum(np.abs(weight).max(0) / 127, pairs / _LARGEST_PAIR)
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
         rounded = np.rint(weight / scale).clip(-127, 127).astype(np.int8)
         parts = (
