@@ -22,8 +22,10 @@ class Models:
         folder: the model's folder; None is the model that onebest ships.
         chunk_ms: the latency of clients that do not choose; None is the model's own.
         latencies_ms: the others on offer.
+        beam: of the search; 1 is greedy.
 
     Raises:
+        ConfigError: a beam below 1.
         ModelError: the model cannot be loaded, or not used at ``chunk_ms``.
     """
 
@@ -32,12 +34,13 @@ class Models:
         folder: Path | None = None,
         chunk_ms: int | None = None,
         latencies_ms: tuple[int, ...] = LATENCIES_MS,
+        beam: int = 1,
     ):
         bundle = load_bundle(folder or DEFAULT_MODEL)
         if bundle.streams:
             bundle.streams.load()
-        own = Recognizer(bundle, chunk_ms=chunk_ms)
-        others = {ms: recognizer for ms in latencies_ms if (recognizer := _try(bundle, ms))}
+        own = Recognizer(bundle, chunk_ms=chunk_ms, beam=beam)
+        others = {ms: recognizer for ms in latencies_ms if (recognizer := _try(bundle, ms, beam))}
         default_ms = own.bundle.sizes.chunk_ms
         self._recognizers = {default_ms: own} | others | {default_ms: own}
         self.name = bundle.name
@@ -81,8 +84,8 @@ def _rules(wish: Open) -> bool | tuple[EndpointRule, ...]:
     return tuple(rule._replace(silence=silence) if rule.needs_speech else rule for rule in DEFAULT_RULES)
 
 
-def _try(bundle: Bundle, chunk_ms: int) -> Recognizer | None:
+def _try(bundle: Bundle, chunk_ms: int, beam: int) -> Recognizer | None:
     try:
-        return Recognizer(bundle, chunk_ms=chunk_ms)
+        return Recognizer(bundle, chunk_ms=chunk_ms, beam=beam)
     except ModelError:
         return None

@@ -40,6 +40,7 @@ class Settings:
         port: 0 is any free one.
         model: the model's folder; None is the one that onebest ships.
         chunk_ms: latency of clients that do not choose; None is the model's own.
+        beam: of the search; 1 is greedy.
         threads: threads that decode, in each process.
         workers: processes that share the port.
         limits: see ``Limits``.
@@ -58,6 +59,7 @@ class Settings:
     port: int = 6006
     model: Path | None = None
     chunk_ms: int | None = None
+    beam: int = 1
     threads: int = 1
     workers: int = 1
     limits: Limits = field(default_factory=Limits)

@@ -39,7 +39,7 @@ def run_process(
 ) -> None:
     """Serve in this process until SIGTERM or SIGINT, then drain; a second signal hurries."""
     set_up_logs()
-    models = Models(settings.model, settings.chunk_ms)
+    models = Models(settings.model, settings.chunk_ms, beam=settings.beam)
     asyncio.run(_serve(Server(settings, models, worker, peers), announce))
 
 
@@ -80,7 +80,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings):
         set_up_logs()
-        Models(settings.model, settings.chunk_ms)
+        Models(settings.model, settings.chunk_ms, beam=settings.beam)
         settings.make_tls()
         self._port_holder = _hold_port(settings.host, settings.port)
         self._settings = replace(settings, port=self._port_holder.getsockname()[1])

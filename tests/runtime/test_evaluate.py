@@ -144,10 +144,10 @@ def test_without_delay_there_is_none(evaluate, monkeypatch):
     assert "delay" not in lines[0]
     make = Recognizer.__init__
 
-    def fixed(self, model=None, *, chunk_ms=None):
+    def fixed(self, model=None, *, chunk_ms=None, beam=1):
         if chunk_ms == 40_000:
             raise ModelError("this graph has its chunk fixed")
-        make(self, model, chunk_ms=chunk_ms)
+        make(self, model, chunk_ms=chunk_ms, beam=beam)
 
     monkeypatch.setattr(Recognizer, "__init__", fixed)
     assert evaluate()[1]["due"] is None

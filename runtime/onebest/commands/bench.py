@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.repeats < 1:
         raise ConfigError(f"--repeats is {arguments.repeats}. Measure at least once.")
     audio = make_noise() if arguments.audio is None else np.concatenate(list(read_blocks(arguments.audio)))
-    recognizer = Recognizer(arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads)
+    recognizer = Recognizer(
+        arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads, beam=arguments.beam
+    )
     runs = [time_stream(recognizer, audio) for _ in range(arguments.repeats)]
     words = [str(arguments.model or ""), str(arguments.chunk_ms or 0), str(arguments.threads)]
     cold = [_time_cold_start(words) for _ in range(arguments.repeats)]

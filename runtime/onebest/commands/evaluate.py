@@ -96,7 +96,14 @@ def run(arguments: argparse.Namespace) -> int:
     cuts = sort_cuts(islice(read_cuts(arguments.manifest), arguments.limit))
     if not cuts:
         raise DataError(f"{arguments.manifest}: no cut in it. Expected at least one with audio and text.")
-    make = partial(Decoder, arguments.model, arguments.chunk_ms, not arguments.no_delay, arguments.targets)
+    make = partial(
+        Decoder,
+        arguments.model,
+        arguments.chunk_ms,
+        not arguments.no_delay,
+        arguments.targets,
+        arguments.beam,
+    )
     decoder = make()
     decoded: list[Decoded] = []
     with LiveLine(sys.stderr) as line:
@@ -110,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             "manifest": str(arguments.manifest),
             "model": decoder.recognizer.bundle.name,
             "chunk_ms": arguments.chunk_ms,
+            "beam": arguments.beam,
             "due": decoder.due_by,
             "scores": {corpus: asdict(score) for corpus, score in scores.items()},
             "cuts": [asdict(cut) for cut in decoded],
@@ -171,6 +179,7 @@ class Decoder:
         chunk_ms: of the recognizer.
         measures_delay: whether to tell that, where the model allows it.
         targets: folder with a teacher's paths, or None for the model's own tokens at full context.
+        beam: of the recognizer.
 
     Attributes:
         recognizer: what is measured.
@@ -188,8 +197,9 @@ class Decoder:
         chunk_ms: int | None,
         measures_delay: bool = False,
         targets: Path | None = None,
+        beam: int = 1,
     ):
-        self.recognizer = Recognizer(model, chunk_ms=chunk_ms)
+        self.recognizer = Recognizer(model, chunk_ms=chunk_ms, beam=beam)
         self.due_by: str | None = None
         vocabulary = self.recognizer.bundle.vocabulary
         self._ids = {vocabulary.spell(token): token for token in range(len(vocabulary))}
@@ -204,7 +214,7 @@ class Decoder:
                 )
         elif measures_delay:
             with contextlib.suppress(ModelError):  # one exported for a single chunk length
-                self._whole = Recognizer(self.recognizer.bundle, chunk_ms=FULL_CONTEXT_MS)
+                self._whole = Recognizer(self.recognizer.bundle, chunk_ms=FULL_CONTEXT_MS, beam=beam)
                 self.due_by = "full context"
 
     def __call__(self, cuts: list[Cut]) -> Iterator[Decoded]:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from onebest.cli import Command
+from onebest.commands.transcribe import add_beam_argument
 from onebest.devices import list_devices
 from onebest.errors import DataError
 from onebest.events import Event, Notice
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="audio a step takes in; more is more accurate and later (default: the model's)",
     )
+    add_beam_argument(parser)
     parser.add_argument(
         "--hotword",
         action="append",
@@ -85,7 +87,7 @@ def _listen(arguments: argparse.Namespace) -> Listener:
     """Open the microphone, with the model loaded before it or the server found."""
     recognizer = None
     if not arguments.server:
-        recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency)
+        recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency, beam=arguments.beam)
     return listen(
         recognizer,
         device=arguments.device,

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that choose the model and its latency."""
+    """Declare the arguments that choose the model, its latency and the search."""
     parser.add_argument(
         "--model",
         type=Path,
@@ -61,6 +61,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="audio a step takes in; more is more accurate and later (default: the model's)",
     )
+    add_beam_argument(parser)
+
+
+def add_beam_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the argument that chooses the search."""
+    parser.add_argument(
+        "--beam",
+        type=int,
+        default=1,
+        metavar="N",
+        help="follow N texts through each chunk and keep the best; 4 is more accurate in more time (default: "
+        "1, greedy search)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
     Printed as plain text, each of several files is a line that starts with the file's name and a colon.
     """
     outputs = _outputs(arguments)
-    recognizer = Recognizer(arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads)
+    recognizer = Recognizer(
+        arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads, beam=arguments.beam
+    )
     format_result, _ = FORMATS[arguments.format]
     status = 0
     for path, output in zip(arguments.files, outputs, strict=True):

@@ -89,6 +89,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         port=arguments.port,
         model=arguments.model,
         chunk_ms=arguments.chunk_ms,
+        beam=arguments.beam,
         threads=arguments.threads or max(1, (os.cpu_count() or 1) // arguments.workers),
         workers=arguments.workers,
         limits=read_limits(arguments),
