@@ -11,6 +11,7 @@ RESULTS := benchmarks/results
 SYSTEM_PACKAGES := pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins xvfb xdotool chromium nginx-light
 SAMPLE := samples/librispeech-2412-153954-0000.flac
 CHECKPOINT := training/checkpoints/onebest-en.pt
+LANGUAGE_MODEL := training/checkpoints/onebest-en-lm.pt
 # What is done at once in the distillation table.
 JOBS ?= 2
 
@@ -88,7 +89,8 @@ bench-edge: $(STAMP)
 
 bench-wer: $(STAMP) $(RESULTS)/pocketsphinx_wer.json
 	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }
-	$(BIN)/python benchmarks/wer.py $(DEV) --checkpoint $(CHECKPOINT) --beside $(RESULTS)/pocketsphinx_wer.json \
+	$(BIN)/python benchmarks/wer.py $(DEV) --checkpoint $(CHECKPOINT) --language-model $(LANGUAGE_MODEL) \
+	    --beside $(RESULTS)/pocketsphinx_wer.json \
 	  | tee $(RESULTS)/wer.tmp
 	tail -n 1 $(RESULTS)/wer.tmp > $(RESULTS)/wer.json && rm $(RESULTS)/wer.tmp
 

@@ -45,7 +45,7 @@ def text_of(cut: Cut) -> str:
 
 
 def evaluate(
-    manifest: Path, model: Path, chunk_ms: int, jobs: int = 1, limit: int | None = None
+    manifest: Path, model: Path, chunk_ms: int, jobs: int = 1, limit: int | None = None, beam: int = 1
 ) -> tuple[Scores, list[Results]]:
     """Return the scores by corpus and the decoded cuts that ``onebest evaluate`` finds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +59,8 @@ def evaluate(
             chunk_ms,
             "--jobs",
             jobs,
+            "--beam",
+            beam,
             "--no-delay",
             "--json",
             out,

@@ -1,11 +1,13 @@
 """The word error rate of a model on each corpus of a manifest, at several latencies and offline.
 
-    python benchmarks/wer.py MANIFEST [--model DIR] [--checkpoint FILE] [--beside RESULT] [--limit N]
+    python benchmarks/wer.py MANIFEST [--model DIR] [--checkpoint FILE [--language-model FILE]]
+        [--beside RESULT] [--limit N]
 
 Each row is ``onebest evaluate``, the shipped runtime, with another chunk length; offline is one chunk that
-holds the longest utterance. --checkpoint is what the model was exported from: it is exported again in
-float32, for a row of its own. --beside takes the row of another recogniser from its result; was that a part
-of the speech, the same part gets a row of ours. The last line is JSON.
+holds the longest utterance. Search is greedy but in one row. --checkpoint is what the model was exported
+from, --language-model what went into it: the two are exported again in float32, for a row of its own.
+--beside takes the row of another recogniser from its result; was that a part of the speech, the same part
+gets a row of ours. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from onebest.commands.evaluate import Decoded, score_corpora
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280, "offline": 40_000}
 FLOAT_CHUNK_MS = 640
+#: A row with beam search.
+BEAM_CHUNK_MS, BEAM = 640, 4
 #: Which row stands beside another recogniser where that heard a part of the speech only.
 BESIDE = "640 ms"
 
@@ -34,6 +38,8 @@ def main() -> None:
     for name, chunk_ms in CHUNKS_MS.items():
         row, cuts[name] = measure(name, arguments.model, chunk_ms, arguments)
         rows.append(row)
+    name = f"{BEAM_CHUNK_MS} ms, beam {BEAM}"
+    rows.append(measure(name, arguments.model, BEAM_CHUNK_MS, arguments, BEAM)[0])
     if arguments.checkpoint:
         rows.append(measure_float(arguments))
     if arguments.beside:
@@ -54,16 +60,17 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="for a row in float32")
+    parser.add_argument("--language-model", type=Path, help="that went into the model with the checkpoint")
     parser.add_argument("--beside", type=Path, help="last line of pocketsphinx_wer.py, for its row")
     parser.add_argument("--jobs", type=int, default=2)
     return parser.parse_args()
 
 
 def measure(
-    name: str, model: Path, chunk_ms: int, arguments: argparse.Namespace
+    name: str, model: Path, chunk_ms: int, arguments: argparse.Namespace, beam: int = 1
 ) -> tuple[Results, list[Results]]:
     """Return a row, and the cuts as they were recognised."""
-    scores, cuts = evaluate(arguments.manifest, model, chunk_ms, arguments.jobs, arguments.limit)
+    scores, cuts = evaluate(arguments.manifest, model, chunk_ms, arguments.jobs, arguments.limit, beam)
     return {"latency": name, "chunk_ms": chunk_ms, "scores": scores}, cuts
 
 
@@ -74,6 +81,12 @@ def measure_float(arguments: argparse.Namespace) -> Results:
     settings = ["--blank-penalty", architecture.get("blank_penalty", 0.0)]
     settings += ["--pause-ms", architecture.get("pause_ms", 0)]
     settings += ["--start-margin", architecture.get("start_margin", 0.0)]
+    if language_model := architecture.get("language_model"):
+        if not arguments.language_model:
+            raise SystemExit(f"wer.py: {arguments.model} has a language model in it. Name it, too.")
+        settings += ["--language-model", arguments.language_model]
+        settings += ["--language-model-weight", language_model["language_model"]]
+        settings += ["--internal-weight", language_model["internal"]]
     settings += ["--right-ms", architecture.get("right_frames", 0) * ENCODER_FRAME_MS]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "float32"

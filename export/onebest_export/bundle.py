@@ -32,7 +32,9 @@ from onebest_export.quantize import quantize
 from onebest_export.streams import share_weights
 from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
+from onebest_training.config import ModelConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.strict import to_dict
 from onebest_training.transducer import BLANK, Transducer
 from onebest_training.vocabulary import TextEncoder
 
@@ -53,6 +55,7 @@ class ExportOptions:
         pause_ms: without a word, after which onebest's streams begin anew; 0 is never.
         start_margin: nats by which the first token of onebest's streams, and the first behind a pause, has to
             be likelier than the blank.
+        language_model: of a model inside, see ``onebest_training.fusion``, whatever the card is to say.
         wer_budget: word error rate in percent that int8 may add on ``Speech.utterances``.
         report: measure every component's int8 alone, for the card.
     """
@@ -66,6 +69,7 @@ class ExportOptions:
     blank_penalty: float = 0.0
     pause_ms: int = 0
     start_margin: float = 0.0
+    language_model: dict[str, Any] | None = None
     wer_budget: float = 0.1
     report: bool = False
 
@@ -145,7 +149,7 @@ def write_bundle(
             paths.append(_export_streams(model, work, options, in_float))
         parts = [*PARTS, "streams"] if options.int8 else PARTS
         files = {"tokens": work / "tokens.txt", **dict(zip(parts, paths, strict=True))}
-        _assemble(files, make_card(checkpoint, options, choice), work / "bundle")
+        _assemble(files, make_card(model.config, checkpoint, options, choice), work / "bundle")
         verify.check_streams(load_bundle(work / "bundle"))
         (work / "bundle").rename(folder)
     return Export(difference, choice)
@@ -216,7 +220,9 @@ def write_tokens(tokens: TextEncoder, path: Path) -> None:
     path.write_text("".join(f"{piece} {index}\n" for index, piece in enumerate(tokens.pieces())), "utf-8")
 
 
-def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | None = None) -> dict[str, Any]:
+def make_card(
+    config: ModelConfig, checkpoint: Checkpoint, options: ExportOptions, choice: Choice | None = None
+) -> dict[str, Any]:
     """Return the card of a bundle, but for its files."""
     position = checkpoint.position
     training = {
@@ -235,7 +241,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | N
         "name": options.name,
         "front_end": SPEC.to_dict(),
         "architecture": {
-            **checkpoint.config["model"],
+            **to_dict(config),
             "chunk_frames": options.chunk_frames,
             "left_frames": options.left_frames,
             "right_frames": options.right_frames,
@@ -243,6 +249,7 @@ def make_card(checkpoint: Checkpoint, options: ExportOptions, choice: Choice | N
             "blank_penalty": options.blank_penalty,
             "pause_ms": options.pause_ms,
             "start_margin": options.start_margin,
+            **({"language_model": options.language_model} if options.language_model else {}),
         },
         **({"int8": choice.to_dict()} if choice else {}),
         "training": {**training, **notes.get("training", {})},

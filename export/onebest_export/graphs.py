@@ -109,7 +109,10 @@ def export_streams(
 
 
 def export_decoder(model: Transducer, path: Path) -> None:
-    """Write the predictor with its projection: y [N, context] -> decoder_out [N, J]."""
+    """Write the predictor with its projection: y [N, context] -> decoder_out [N, J].
+
+    With a language model inside, see ``onebest_training.fusion``, it is [N, J + V].
+    """
     context = torch.zeros(2, model.config.context_size, dtype=torch.int64)
     _export(
         model.predictor,
@@ -123,11 +126,12 @@ def export_decoder(model: Transducer, path: Path) -> None:
 
 
 def export_joiner(model: Transducer, path: Path) -> None:
-    """Write the joiner: encoder_out [N, J], decoder_out [N, J] -> logit [N, V]."""
-    part = torch.zeros(2, model.config.joiner_width)
+    """Write the joiner: encoder_out [N, J] and the decoder's output -> logit [N, V]."""
+    encoded = torch.zeros(2, model.config.joiner_width)
+    predicted = model.predictor(torch.zeros(2, model.config.context_size, dtype=torch.int64))
     _export(
         model.joiner,
-        (part, part),
+        (encoded, predicted),
         path,
         ["encoder_out", "decoder_out"],
         ["logit"],

@@ -41,7 +41,7 @@ from torch.nn import functional
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS
 from onebest_training.encoder import MASKED, PAD_FRAMES, SUBSAMPLING, Attention, Block, Convolution, Stem
-from onebest_training.transducer import Predictor, Transducer
+from onebest_training.transducer import StatelessPredictor, Transducer
 
 #: What ``chunk_frames`` is where all frames of a call are one chunk.
 ONE_CHUNK = 0
@@ -125,7 +125,7 @@ class StreamingEncoder(nn.Module):
         super().__init__()
         self.right = right
         self.encoder, self.projection = model.encoder, model.projection
-        if not (isinstance(model.encoder.stem, Stem) and isinstance(model.predictor, Predictor)):
+        if not (isinstance(model.encoder.stem, Stem) and isinstance(model.predictor, StatelessPredictor)):
             raise ModelError(
                 "a model on a pre-trained encoder or with an LSTM predictor cannot be exported. "
                 "Export its student."

@@ -230,7 +230,7 @@ def _join_torch(model: Transducer, encoded: FloatArray, contexts: IntArray) -> F
 
 def _join_onnx(decoder: Graph, joiner: Graph, encoded: FloatArray, contexts: IntArray) -> FloatArray:
     decoded = decoder.run(contexts.reshape(-1, contexts.shape[-1]))[0]
-    repeated = np.broadcast_to(encoded, (len(contexts), *encoded.shape)).reshape(decoded.shape)
+    repeated = np.broadcast_to(encoded, (len(contexts), *encoded.shape)).reshape(-1, encoded.shape[-1])
     return log_softmax(joiner.run(repeated, decoded)[0]).reshape(*contexts.shape[:-1], -1)
 
 

@@ -6,7 +6,7 @@ sherpa-onnx reads as a ``conformer`` or ``zipformer2`` model, and ``card.json`` 
 graphs' metadata, and whatever does not fit is a ``ModelError``.
 
 Axis legend: N batch, F feature frames (10 ms), T encoder frames (40 ms), R rows, J joiner width,
-V vocabulary.
+P decoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class Sizes:
     Attributes:
         layout: what the encoder takes and remembers.
         joiner_dim: J.
+        decoder_dim: P, width of the decoder's output: J, or more where the joiner takes more of it.
         context_size: tokens that the decoder sees.
         vocab_size: V.
     """
 
     layout: Layout
     joiner_dim: int
+    decoder_dim: int
     context_size: int
     vocab_size: int
 
@@ -216,11 +218,11 @@ class Bundle:
         ]
 
     def predict(self, contexts: Sequence[Context]) -> FloatArray:
-        """Return the decoder's outputs [R, J] for R times the last ``context_size`` tokens."""
+        """Return the decoder's outputs [R, P] for R times the last ``context_size`` tokens."""
         return self.decoder.run_rows(np.array(contexts, np.int64))
 
     def join(self, frames: FloatArray, predictions: FloatArray) -> FloatArray:
-        """Return the logits [R, V] of frames [R, J], each with its prediction [R, J]."""
+        """Return the logits [R, V] of frames [R, J], each with its prediction [R, P]."""
         return self.joiner.run_rows(frames, predictions)
 
     def at_latency(self, chunk_ms: int | None, left_context: int | None) -> Bundle:
@@ -273,9 +275,11 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
 
 
 def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
+    joined = joiner.size("joiner_dim")
     return Sizes(
         layout=read_layout(encoder),
-        joiner_dim=joiner.size("joiner_dim"),
+        joiner_dim=joined,
+        decoder_dim=joiner.input_width(1) or joined,
         context_size=decoder.size("context_size"),
         vocab_size=decoder.size("vocab_size"),
     )
@@ -298,11 +302,12 @@ def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -
 
 def _check_graphs(encoder: Graph, decoder: Graph, joiner: Graph, sizes: Sizes) -> None:
     """Compare what the graphs take and give, in order, with the sizes; None is the batch."""
-    layout, joined = sizes.layout, sizes.joiner_dim
+    layout, joined, predicted = sizes.layout, sizes.joiner_dim, sizes.decoder_dim
     caches = [cache.port for cache in layout.caches]
     count: list[Port] = [("int64", (None,))] if layout.takes_count else []
     features: Port = ("float", (None, sizes.window_frames, NUM_BINS))
     frames: Port = ("float", (None, sizes.chunk_frames // SUBSAMPLING, joined))
     encoder.check(inputs=[features, *caches, *count], outputs=[frames, *caches])
-    decoder.check(inputs=[("int64", (None, sizes.context_size))], outputs=[("float", (None, joined))])
-    joiner.check(inputs=[("float", (None, joined))] * 2, outputs=[("float", (None, sizes.vocab_size))])
+    decoder.check(inputs=[("int64", (None, sizes.context_size))], outputs=[("float", (None, predicted))])
+    parts: list[Port] = [("float", (None, joined)), ("float", (None, predicted))]
+    joiner.check(inputs=parts, outputs=[("float", (None, sizes.vocab_size))])

@@ -154,6 +154,12 @@ class Graph:
             )
         return tuple(map(int, parts))
 
+    def input_width(self, index: int) -> int | None:
+        """Return the last axis of an input, or None where the graph has no such input or leaves it open."""
+        shapes = [port.shape for port in self.session.get_inputs()]
+        last = shapes[index][-1] if index < len(shapes) and shapes[index] else None
+        return last if isinstance(last, int) else None
+
     def check(self, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         """Compare inputs and outputs with what is expected, by position.
 

@@ -3,7 +3,7 @@
 The state between two calls is a value. The search asks a ``Network`` for its two small steps and knows
 nothing else of the model.
 
-Axis legend: N streams, T encoder frames (40 ms), R rows, J joiner width, V vocabulary.
+Axis legend: N streams, T encoder frames (40 ms), R rows, J joiner width, P decoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Network(Protocol):
         ...
 
     def predict(self, contexts: Sequence[Context]) -> FloatArray:
-        """Return the decoder's outputs [R, J], each for R last tokens, the newest at the end."""
+        """Return the decoder's outputs [R, P], each for R last tokens, the newest at the end."""
         ...
 
     def join(self, frames: FloatArray, predictions: FloatArray) -> FloatArray:
-        """Return the logits [R, V] of frames [R, J], each with its prediction [R, J]."""
+        """Return the logits [R, V] of frames [R, J], each with its prediction [R, P]."""
         ...
 
 
@@ -43,7 +43,7 @@ class SearchState(NamedTuple):
 
     Attributes:
         context: the last tokens.
-        prediction: what the decoder says of them [J].
+        prediction: what the decoder says of them [P].
         node: where the stream is in its hotwords.
     """
 

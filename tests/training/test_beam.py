@@ -12,7 +12,7 @@ from onebest.errors import ConfigError
 from onebest_training.beam import SearchOptions, beam_search
 from onebest_training.config import BlockConfig, EncoderConfig, ModelConfig
 from onebest_training.decode import transducer_greedy
-from onebest_training.language_model import LanguageModel, LanguageModelConfig
+from onebest_training.language_model import LanguageModel, LstmConfig, LstmLanguageModel
 from onebest_training.transducer import BLANK, Transducer
 
 VOCABULARY = 4
@@ -28,7 +28,7 @@ def make_model(predictor: str = "stateless", seed: int = 0, vocabulary: int = VO
 
 def make_language_model(vocabulary: int = VOCABULARY) -> LanguageModel:
     torch.manual_seed(7)
-    model = LanguageModel(LanguageModelConfig(vocabulary, 8, 2)).eval()
+    model = LstmLanguageModel(LstmConfig(vocabulary, 8, 2)).eval()
     model.embedding.weight.data *= 8
     return model
 

@@ -20,8 +20,8 @@ from onebest_training.checkpoint import load_model
 from onebest_training.decode import dev_batches
 from onebest_training.features import FeatureStore
 from onebest_training.language_model import (
-    LanguageModel,
-    LanguageModelConfig,
+    LstmConfig,
+    LstmLanguageModel,
     load_language_model,
     save_language_model,
 )
@@ -39,7 +39,7 @@ def checkpoint(corpus: ToneCorpus, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def language_model(corpus: ToneCorpus, tmp_path: Path) -> Path:
     torch.manual_seed(1)
-    model = LanguageModel(LanguageModelConfig(PIECES, 8, 1)).eval()
+    model = LstmLanguageModel(LstmConfig(PIECES, 8, 1)).eval()
     model.embedding.weight.data *= 30
     save_language_model(model, TextEncoder(corpus.tokens.read_bytes()), tmp_path / "lm.pt")
     return tmp_path / "lm.pt"
@@ -133,7 +133,7 @@ def test_a_blank_penalty_and_a_language_model_of_others(
     assert [row["emission_delay_ms"] for row in silent] == [None, None]
     train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
     other = TextEncoder((tmp_path / "other.model").read_bytes())
-    save_language_model(LanguageModel(LanguageModelConfig(26, 8, 1)), other, language_model)
+    save_language_model(LstmLanguageModel(LstmConfig(26, 8, 1)), other, language_model)
     words = ["evaluate-checkpoint", str(checkpoint), str(corpus.dev)]
     assert main([*words, "--language-model", str(language_model)]) == 1
     assert "made for another vocabulary" in capsys.readouterr().err

@@ -11,25 +11,29 @@ from tone_corpus import ToneCorpus
 from onebest.cli import main
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training.language_model import (
+    ContextConfig,
+    ContextLanguageModel,
     LanguageModel,
-    LanguageModelConfig,
+    LstmConfig,
     Schedule,
     load_language_model,
+    make_language_model,
     perplexity,
     save_language_model,
     train_language_model,
 )
 from onebest_training.vocabulary import TextEncoder, train_vocabulary
 
-CONFIG = LanguageModelConfig(9, 32, 1, 0.0)
+CONFIG = LstmConfig(9, 32, 1, 0.0)
+CONTEXT_CONFIG = ContextConfig(9, 3, 8, (16, 12))
 #: Counting up from anywhere.
 SENTENCES = [list(range(start, 9)) for start in (3, 4, 5, 6)] * 30
 
 
-@pytest.fixture
-def model() -> LanguageModel:
+@pytest.fixture(params=[CONFIG, CONTEXT_CONFIG], ids=["lstm", "context"])
+def model(request: pytest.FixtureRequest) -> LanguageModel:
     torch.manual_seed(0)
-    return LanguageModel(CONFIG).eval()
+    return make_language_model(request.param).eval()
 
 
 @torch.no_grad()
@@ -53,11 +57,33 @@ def test_step_by_step_equals_the_whole(model: LanguageModel) -> None:
     assert model.score(()) == 0.0
 
 
-def test_it_learns_to_count() -> None:
+@torch.no_grad()
+def test_a_context_model_sees_its_context_and_no_more() -> None:
+    model = ContextLanguageModel(CONTEXT_CONFIG).eval()
+    near, far = torch.tensor([[1, 4, 5, 6, 7]]), torch.tensor([[1, 8, 5, 6, 7]])
+    torch.testing.assert_close(model(near)[0, 4], model(far)[0, 4])
+    assert not torch.allclose(model(near)[0, 3], model(far)[0, 3])
+    # Before the first token: a stream's -1, a blank, an edge are all one.
+    starts = torch.tensor([[-1, -1, 0], [0, 0, 0]])
+    torch.testing.assert_close(model.read(starts)[0], model.read(starts)[1])
+    torch.testing.assert_close(model.read(starts)[0], model(torch.tensor([[1]]))[0, 0])
+
+
+@torch.no_grad()
+def test_many_contexts_get_what_few_get() -> None:
+    model = ContextLanguageModel(CONTEXT_CONFIG).eval()
+    contexts = torch.randint(0, 9, (50, 3))
+    torch.testing.assert_close(
+        model.read(contexts), torch.cat([model.read(part) for part in contexts.split(5)])
+    )
+
+
+@pytest.mark.parametrize("config", [CONFIG, CONTEXT_CONFIG], ids=["lstm", "context"])
+def test_it_learns_to_count(config: LstmConfig | ContextConfig) -> None:
     steps: list[tuple[int, int, float]] = []
     schedule = Schedule(passes=6, batch_tokens=100, learning_rate=3e-2, held_out=7)
     model, reached = train_language_model(
-        CONFIG, [*SENTENCES, []], schedule, lambda *told: steps.append(told)
+        config, [*SENTENCES, []], schedule, lambda *told: steps.append(told)
     )
     assert steps[-1][0] == steps[-1][1] == len(steps)
     assert steps[0][2] > 1.5 > steps[-1][2]
@@ -67,8 +93,20 @@ def test_it_learns_to_count() -> None:
     assert int(model.read(state)[0, 1:].argmax()) + 1 == 5
 
 
+def test_joined_sentences_follow_one_another() -> None:
+    """Counting goes on behind 8 where sentences are joined, and ends there where they are not."""
+    sentences = [[3, 4, 5, 6, 7, 8]] * 200
+    at_end = {}
+    for join in (1, 8):
+        schedule = Schedule(6, 200, 3e-2, join=join)
+        model, _ = train_language_model(CONTEXT_CONFIG, sentences, schedule)
+        state = torch.tensor([[6, 7, 8]])
+        at_end[join] = int(model.read(state)[0, 1:].argmax()) + 1
+    assert at_end == {1: 1, 8: 3}
+
+
 def test_the_seed_decides_everything() -> None:
-    schedule = Schedule(passes=1, batch_tokens=120)
+    schedule = Schedule(passes=1, batch_tokens=120, join=3)
     one, other = (train_language_model(CONFIG, SENTENCES, schedule)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -89,6 +127,9 @@ def test_a_command_trains_one_for_a_vocabulary(
     tokens = TextEncoder(corpus.tokens.read_bytes())
     model = load_language_model(path, tokens)
     assert (model.config.vocabulary_size, model.config.width, len(model.digest)) == (16, 16, 64)
+    more = ["--context", "4", "--width", "8", "--hidden", "12", "10", "--join", "2", "--batch-tokens", "99"]
+    assert main([*arguments, "--output", str(path), "--passes", "1", *more]) == 0
+    assert load_language_model(path, tokens).config == ContextConfig(16, 4, 8, (12, 10))
     train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
     with pytest.raises(ConfigError, match="made for another vocabulary"):
         load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))

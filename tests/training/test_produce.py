@@ -24,7 +24,7 @@ from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
 from onebest_training.beam import SearchOptions
 from onebest_training.features import SampleAugmentation, make_store
-from onebest_training.language_model import LanguageModel, LanguageModelConfig, save_language_model
+from onebest_training.language_model import LstmConfig, LstmLanguageModel, save_language_model
 from onebest_training.produce import Production, Progress, produce
 from onebest_training.targets import shard_path
 from onebest_training.teacher import TargetOptions
@@ -114,7 +114,7 @@ def test_a_language_model_steers_the_search(
     corpus: ToneCorpus, production: Production, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(16, 8, 1))
+    model = LstmLanguageModel(LstmConfig(16, 8, 1))
     model.bias.data[3:8] -= 20.0
     save_language_model(model, TextEncoder(corpus.tokens.read_bytes()), tmp_path / "lm.pt")
     options = TargetOptions(4, search=SearchOptions(4, 1.0))

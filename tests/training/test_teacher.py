@@ -20,7 +20,7 @@ from onebest_training.beam import SearchOptions
 from onebest_training.checkpoint import load_model
 from onebest_training.config import AugmentConfig, LossConfig, SourceConfig, TrainConfig
 from onebest_training.features import SampleAugmentation, make_store
-from onebest_training.language_model import LanguageModel, LanguageModelConfig, save_language_model
+from onebest_training.language_model import LstmConfig, LstmLanguageModel, save_language_model
 from onebest_training.lattice import transducer_loss
 from onebest_training.teacher import TargetOptions, Teacher, fuse, path_tokens
 from onebest_training.trainer import Trainer
@@ -39,7 +39,7 @@ def language_model(corpus: ToneCorpus, tmp_path_factory: pytest.TempPathFactory)
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("lm") / "lm.pt"
     save_language_model(
-        LanguageModel(LanguageModelConfig(16, 8, 1)), TextEncoder(corpus.tokens.read_bytes()), path
+        LstmLanguageModel(LstmConfig(16, 8, 1)), TextEncoder(corpus.tokens.read_bytes()), path
     )
     return path
 

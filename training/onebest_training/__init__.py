@@ -17,6 +17,7 @@ The stages, one file each:
   log, resumable at any step, in one process or several (``onebest train``, ``onebest average``)
 - ``figures``, ``figure_data``: checkpoints and logs -> pictures (``onebest figure``)
 - ``language_model``: text -> a language model of the same tokens (``onebest train-lm``)
+- ``fusion``: a transducer and such a model -> a transducer that greedy search follows better
 - ``teacher``, ``beam``, ``produce``, ``targets``: a teacher and speech -> its best paths, in a store
   (``onebest targets``)
 - ``decode``: a checkpoint -> text, for the error rate on dev while training

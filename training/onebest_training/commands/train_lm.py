@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from array import array
 from pathlib import Path
 
 from onebest.cli import Command
@@ -19,8 +20,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=Path, required=True, help="the sentencepiece model")
     parser.add_argument("--output", type=Path, required=True, help="the language model to write")
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=0,
+        metavar="K",
+        help="a model that sees the last K tokens, which onebest export can put into a bundle; 0 (default) "
+        "is an LSTM, which sees all",
+    )
+    parser.add_argument("--width", type=int, help="default: 128 with --context, 512 without")
+    parser.add_argument("--layers", type=int, default=2, help="of an LSTM")
+    parser.add_argument("--hidden", type=int, nargs=2, default=(768, 512), help="two layers, with --context")
+    parser.add_argument(
+        "--join",
+        type=int,
+        default=1,
+        metavar="N",
+        help="join up to N sentences that follow one another, at random, as they do in speech",
+    )
+    parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--passes", type=int, default=4, help="over the text")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
@@ -34,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from onebest_training.commands.vocabulary import texts_of
     from onebest_training.language_model import (
-        LanguageModelConfig,
+        ContextConfig,
+        LstmConfig,
         Schedule,
         save_language_model,
         train_language_model,
@@ -44,11 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     tokens = read_tokens(arguments.tokens)
-    sentences = [tokens.encode(text) for source in arguments.sources for text in texts_of(source)]
+    sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
     if not arguments.output.parent.is_dir():
         raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
-    config = LanguageModelConfig(len(tokens), arguments.width, arguments.layers)
-    schedule = Schedule(arguments.passes, learning_rate=arguments.learning_rate, seed=arguments.seed)
+    config = (
+        ContextConfig(len(tokens), arguments.context, arguments.width or 128, tuple(arguments.hidden))
+        if arguments.context
+        else LstmConfig(len(tokens), arguments.width or 512, arguments.layers)
+    )
+    schedule = Schedule(
+        arguments.passes,
+        arguments.batch_tokens,
+        arguments.learning_rate,
+        arguments.seed,
+        join=arguments.join,
+    )
     with Progress() as progress:
         task = progress.add_task("training", total=None)
         model, perplexity = train_language_model(
@@ -65,4 +94,4 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-command = Command("train a language model for making targets", add_arguments, run)
+command = Command("train a language model for making targets, or to export with a model", add_arguments, run)
