@@ -70,6 +70,7 @@ def test_a_wide_beam_finds_the_likeliest_text(seed, bias, penalty, margin):
     np.testing.assert_allclose(state.prediction, network.predict([context])[0], rtol=1e-6)
 
 
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), length=st.integers(0, 40), bias=st.floats(-2, 4))
 def test_a_beam_of_one_is_greedy_search(seed, length, bias):
     network, frames = RandomNetwork(seed, bias), make_frames(seed + 1, 2, length)
@@ -80,6 +81,7 @@ def test_a_beam_of_one_is_greedy_search(seed, length, bias):
     assert [end.context for end in ends] == [end.context for end in after]
 
 
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), chunks=st.integers(0, 3), beam=st.sampled_from([2, 4]))
 def test_calls_of_whole_chunks_find_what_one_finds(seed, chunks, beam):
     """Chunks are longer than what is joined at once."""
@@ -92,6 +94,7 @@ def test_calls_of_whole_chunks_find_what_one_finds(seed, chunks, beam):
     assert state.context == end.context
 
 
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_what_is_unlikely_changes_nothing_that_is_likely(seed):
     """Where the network is sure of itself, leaving the rest aside finds the same."""
