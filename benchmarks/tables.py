@@ -263,6 +263,7 @@ def card_table(card: Results) -> str:
         ["training", "; ".join(runs)],
         ["trained on", training["machine"]],
         ["recipe", training["recipe"]],
+        ["language model", training["language_model"]],
         ["licence", card["license"]],
     ]
     return grid(["", ""], rows)
