@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
 from onebest.streams import State
 from onebest.vocabulary import BLANK
+
+if TYPE_CHECKING:
+    from onebest.beam import BeamSearch
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -94,6 +97,15 @@ class Recognizer:
         self.blank_penalty = blank_penalty
         self.start_margin = self.bundle.start_margin if start_margin is None else start_margin
         self.beam = beam
+        self._beam_search: BeamSearch | None = None
+        if beam > 1:
+            from onebest.beam import BeamSearch
+
+            chunk_frames = self.bundle.sizes.chunk_frames // SUBSAMPLING
+            speaks = self.bundle.vocabulary.speaks
+            self._beam_search = BeamSearch(
+                self.bundle, beam, chunk_frames, speaks, blank_penalty, self.start_margin
+            )
         self.start_state = StepState(self.bundle.start_state(), first_search)
 
     def stream(
@@ -173,15 +185,10 @@ class Recognizer:
         self, frames: FloatArray, states: Sequence[SearchState], hotwords: Sequence[Hotwords | None]
     ) -> tuple[list[list[Emission]], list[SearchState]]:
         """Return the tokens of encoder frames [N, T, J], the first a chunk's first, and the states behind."""
-        speaks, penalty, margin = self.bundle.vocabulary.speaks, self.blank_penalty, self.start_margin
-        if self.beam == 1:
-            return search(self.bundle, frames, states, speaks, penalty, hotwords, margin)
-        from onebest.beam import BeamSearch
-
-        chunk_frames = self.bundle.sizes.chunk_frames // SUBSAMPLING
-        return BeamSearch(self.bundle, self.beam, chunk_frames, speaks, penalty, margin)(
-            frames, states, hotwords
-        )
+        if self._beam_search:
+            return self._beam_search(frames, states, hotwords)
+        speaks = self.bundle.vocabulary.speaks
+        return search(self.bundle, frames, states, speaks, self.blank_penalty, hotwords, self.start_margin)
 
     def _encode(self, streams: Sequence[Stream]) -> tuple[FloatArray, Sequence[State]]:
         windows = np.stack([stream.next_window() for stream in streams])

@@ -13,11 +13,11 @@ import argparse
 import gzip
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from onebest.cuts import read_cuts
 from onebest.normalize import normalize_text
+from onebest_training.commands.vocabulary import texts_of
 
 TITLES = {
     "Mr": "mister",
@@ -51,7 +51,7 @@ _LONG_WORDS = 12
 def main() -> None:
     """Gather the books, write their sentences."""
     arguments = parse_arguments()
-    held_out = {run for path in arguments.held_out for run in runs_of(read_texts(path))}
+    held_out = {run for path in arguments.held_out for run in runs_of(texts_of(path))}
     seen: set[str] = set()
     words = books = 0
     with gzip.open(arguments.output, "wt", encoding="utf-8") as output:
@@ -107,16 +107,7 @@ def sentences_of(text: str) -> Iterator[str]:
                 yield normal
 
 
-def read_texts(manifest: Path) -> list[str]:
-    """Return the normalised texts of a manifest."""
-    return [
-        normalize_text(supervision.text or "")
-        for cut in read_cuts(manifest)
-        for supervision in cut.supervisions
-    ]
-
-
-def runs_of(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def runs_of(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Give each run of seven words in texts."""
     for text in texts:
         words = text.split()
