@@ -130,6 +130,14 @@ def test_a_command_trains_one_for_a_vocabulary(
     more = ["--context", "4", "--width", "8", "--hidden", "12", "10", "--join", "2", "--batch-tokens", "99"]
     assert main([*arguments, "--output", str(path), "--passes", "1", *more]) == 0
     assert load_language_model(path, tokens).config == ContextConfig(16, 4, 8, (12, 10))
+    on = [*arguments, "--initial", str(path), "--output", str(tmp_path / "on.pt"), "--passes", "1"]
+    assert main([*on, "--learning-rate", "1e-6"]) == 0
+    before, after = (load_language_model(p, tokens) for p in (path, tmp_path / "on.pt"))
+    assert after.config == before.config
+    for name, weight in after.state_dict().items():
+        torch.testing.assert_close(weight, before.state_dict()[name], atol=2e-3, rtol=0)
+    assert main([*on, "--context", "4"]) == 1
+    assert "Leave --context and --width out" in capsys.readouterr().err
     train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
     with pytest.raises(ConfigError, match="made for another vocabulary"):
         load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))

@@ -252,7 +252,7 @@ class Schedule:
 
 
 def train_language_model(
-    config: LstmConfig | ContextConfig,
+    start: LstmConfig | ContextConfig | LanguageModel,
     sentences: Sequence[Sequence[int]],
     schedule: Schedule,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
@@ -260,7 +260,7 @@ def train_language_model(
     """Train a model on sentences of token ids.
 
     Args:
-        config: kind and sizes.
+        start: kind and sizes of a new one, or a model, which learns on.
         sentences: token ids of each; empty ones are passed over.
         schedule: how.
         progress: is told the step, how many there are, and the loss in nats a token.
@@ -280,7 +280,7 @@ def train_language_model(
         raise DataError(f"expected at least two sentences with text, got {len(filled)}.")
     torch.manual_seed(schedule.seed)
     rng = np.random.default_rng(schedule.seed)
-    model = make_language_model(config).train()
+    model = (start if isinstance(start, LanguageModel) else make_language_model(start)).train()
     optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate)
     passes = (_join(taught, schedule.join, rng) for _ in range(schedule.passes))
     batches = [batch for joined in passes for batch in _batches(joined, schedule.batch_tokens, rng)]

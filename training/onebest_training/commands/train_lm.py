@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from array import array
 from pathlib import Path
 
 from onebest.cli import Command
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
+
+#: Without a terminal, a line each so many steps.
+_STEPS_A_LINE = 200
+_LOG = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=Path, required=True, help="the sentencepiece model")
     parser.add_argument("--output", type=Path, required=True, help="the language model to write")
+    parser.add_argument(
+        "--initial", type=Path, metavar="FILE", help="a language model that learns on, with its own sizes"
+    )
     parser.add_argument(
         "--context",
         type=int,
@@ -53,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest_training.commands.vocabulary import texts_of
     from onebest_training.language_model import (
         ContextConfig,
+        LanguageModel,
         LstmConfig,
         Schedule,
+        load_language_model,
         save_language_model,
         train_language_model,
     )
@@ -62,15 +72,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.initial and (arguments.context or arguments.width):
+        raise ConfigError("--initial names a model with its sizes. Leave --context and --width out.")
     tokens = read_tokens(arguments.tokens)
     sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
     if not arguments.output.parent.is_dir():
         raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
-    config = (
-        ContextConfig(len(tokens), arguments.context, arguments.width or 128, tuple(arguments.hidden))
-        if arguments.context
-        else LstmConfig(len(tokens), arguments.width or 512, arguments.layers)
-    )
+    start: LstmConfig | ContextConfig | LanguageModel
+    if arguments.initial:
+        start = load_language_model(arguments.initial, tokens)
+    elif arguments.context:
+        hidden = tuple(arguments.hidden)
+        start = ContextConfig(len(tokens), arguments.context, arguments.width or 128, hidden)
+    else:
+        start = LstmConfig(len(tokens), arguments.width or 512, arguments.layers)
     schedule = Schedule(
         arguments.passes,
         arguments.batch_tokens,
@@ -78,16 +93,16 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seed,
         join=arguments.join,
     )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with Progress() as progress:
         task = progress.add_task("training", total=None)
-        model, perplexity = train_language_model(
-            config,
-            sentences,
-            schedule,
-            lambda step, steps, loss: progress.update(
-                task, completed=step, total=steps, description=f"loss {loss:.3f}"
-            ),
-        )
+
+        def show(step: int, steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=steps, description=f"loss {loss:.3f}")
+            if not progress.console.is_terminal and step % _STEPS_A_LINE == 0:
+                _LOG.info("step %d of %d, loss %.3f", step, steps, loss)
+
+        model, perplexity = train_language_model(start, sentences, schedule, show)
     save_language_model(model, tokens, arguments.output)
     count = sum(p.numel() for p in model.parameters())
     print(f"{arguments.output}: {count:,} weights, perplexity {perplexity:.1f} a token on held-out sentences")
