@@ -105,6 +105,16 @@ def test_joined_sentences_follow_one_another() -> None:
     assert at_end == {1: 1, 8: 3}
 
 
+def test_a_model_that_learns_on_is_no_longer_that_of_its_file() -> None:
+    read = ContextLanguageModel(CONTEXT_CONFIG)
+    read.digest = "of a file"
+    before = {name: weight.clone() for name, weight in read.state_dict().items()}
+    model, _ = train_language_model(read, SENTENCES, Schedule(passes=1, batch_tokens=100))
+    assert model is read
+    assert model.digest == ""
+    assert not torch.equal(model.state_dict()["out.bias"], before["out.bias"])
+
+
 def test_the_seed_decides_everything() -> None:
     schedule = Schedule(passes=1, batch_tokens=120, join=3)
     one, other = (train_language_model(CONFIG, SENTENCES, schedule)[0] for _ in range(2))

@@ -281,6 +281,7 @@ def train_language_model(
     torch.manual_seed(schedule.seed)
     rng = np.random.default_rng(schedule.seed)
     model = (start if isinstance(start, LanguageModel) else make_language_model(start)).train()
+    model.digest = ""  # no longer what a file has
     optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate)
     passes = (_join(taught, schedule.join, rng) for _ in range(schedule.passes))
     batches = [batch for joined in passes for batch in _batches(joined, schedule.batch_tokens, rng)]

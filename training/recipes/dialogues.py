@@ -24,9 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from novels import runs_of, sentences_of
-
-from onebest_training.commands.vocabulary import texts_of
+from novels import make_parser, runs_held_out, runs_of, sentences_of
 
 _TURN = re.compile(r"(?:<[UA]>|\[A\])([^<\t]+)")
 
@@ -34,7 +32,7 @@ _TURN = re.compile(r"(?:<[UA]>|\[A\])([^<\t]+)")
 def main() -> None:
     """Gather the sentences, write them."""
     arguments = parse_arguments()
-    held_out = {run for path in arguments.held_out for run in runs_of(texts_of(path))}
+    held_out = runs_held_out(arguments.held_out)
     seen: set[str] = set()
     with gzip.open(arguments.output, "wt", encoding="utf-8") as output:
         for path in find_files(arguments.places):
@@ -50,12 +48,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("places", nargs="+", type=Path, metavar="PLACE")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--held-out", nargs="+", type=Path, default=[], metavar="MANIFEST")
     return parser.parse_args()
 
 

@@ -51,7 +51,7 @@ _LONG_WORDS = 12
 def main() -> None:
     """Gather the books, write their sentences."""
     arguments = parse_arguments()
-    held_out = {run for path in arguments.held_out for run in runs_of(texts_of(path))}
+    held_out = runs_held_out(arguments.held_out)
     seen: set[str] = set()
     words = books = 0
     with gzip.open(arguments.output, "wt", encoding="utf-8") as output:
@@ -72,14 +72,20 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--held-out", nargs="+", type=Path, default=[], metavar="MANIFEST")
     parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="files to leave out")
     return parser.parse_args()
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every recipe that gathers texts is told."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--held-out", nargs="+", type=Path, default=[], metavar="MANIFEST")
+    return parser
 
 
 def find_books(folders: Sequence[Path], skip: Sequence[str]) -> list[Path]:
@@ -112,6 +118,11 @@ def runs_of(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
     for text in texts:
         words = text.split()
         yield from (tuple(words[at : at + RUN_WORDS]) for at in range(len(words) - RUN_WORDS + 1))
+
+
+def runs_held_out(sources: Iterable[Path]) -> set[tuple[str, ...]]:
+    """Return the runs of seven words in the texts of manifests."""
+    return {run for source in sources for run in runs_of(texts_of(source))}
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.initial and (arguments.context or arguments.width):
         raise ConfigError("--initial names a model with its sizes. Leave --context and --width out.")
     tokens = read_tokens(arguments.tokens)
-    sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
     if not arguments.output.parent.is_dir():
         raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
     start: LstmConfig | ContextConfig | LanguageModel
@@ -86,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         start = ContextConfig(len(tokens), arguments.context, arguments.width or 128, hidden)
     else:
         start = LstmConfig(len(tokens), arguments.width or 512, arguments.layers)
+    sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
     schedule = Schedule(
         arguments.passes,
         arguments.batch_tokens,
