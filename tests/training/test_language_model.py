@@ -146,8 +146,12 @@ def test_a_command_trains_one_for_a_vocabulary(
     assert after.config == before.config
     for name, weight in after.state_dict().items():
         torch.testing.assert_close(weight, before.state_dict()[name], atol=2e-3, rtol=0)
-    assert main([*on, "--context", "4"]) == 1
-    assert "Leave --context and --width out" in capsys.readouterr().err
+    assert main([*on, "--context", "4", "--hidden", "9", "9"]) == 1
+    assert "Leave --context and --hidden out" in capsys.readouterr().err
+    assert main([*arguments, "--output", str(path), "--hidden", "9", "9"]) == 1
+    assert "--hidden is of a model with --context" in capsys.readouterr().err
+    assert main([*arguments, "--output", str(path), "--layers", "1", "--context", "4"]) == 1
+    assert "--layers is of an LSTM" in capsys.readouterr().err
     train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
     with pytest.raises(ConfigError, match="made for another vocabulary"):
         load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))

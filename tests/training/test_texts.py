@@ -12,6 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "training" / "recipes"))
 
 import dialogues
+import novels
 
 HELD_OUT = "i would like to know about my balance please"
 
@@ -51,3 +52,15 @@ def test_all_kinds_of_collections_are_read_once(tmp_path: Path, monkeypatch: pyt
         "hi",
         "how are you",
     ]
+
+
+def test_a_place_that_is_not_there_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for recipe in (dialogues, novels):
+        words = ["recipe", tmp_path / "gone", "--output", tmp_path / "text.txt.gz"]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit):
+            recipe.main()
+        assert f"{tmp_path / 'gone'}: no such file or folder" in capsys.readouterr().err
+        assert not (tmp_path / "text.txt.gz").exists()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from novels import make_parser, runs_held_out, runs_of, sentences_of
+from novels import existing_path, make_parser, runs_held_out, runs_of, sentences_of
 
 _TURN = re.compile(r"(?:<[UA]>|\[A\])([^<\t]+)")
 
@@ -49,7 +49,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = make_parser(__doc__)
-    parser.add_argument("places", nargs="+", type=Path, metavar="PLACE")
+    parser.add_argument("places", nargs="+", type=existing_path, metavar="PLACE")
     return parser.parse_args()
 
 

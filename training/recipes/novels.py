@@ -73,7 +73,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = make_parser(__doc__)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", type=existing_path)
     parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="files to leave out")
     return parser.parse_args()
 
@@ -84,8 +84,15 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--held-out", nargs="+", type=Path, default=[], metavar="MANIFEST")
+    parser.add_argument("--held-out", nargs="+", type=existing_path, default=[], metavar="MANIFEST")
     return parser
+
+
+def existing_path(name: str) -> Path:
+    """Return a path to read from, for argparse to refuse it if nothing is there."""
+    if not (path := Path(name)).exists():
+        raise argparse.ArgumentTypeError(f"{name}: no such file or folder")
+    return path
 
 
 def find_books(folders: Sequence[Path], skip: Sequence[str]) -> list[Path]:

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is an LSTM, which sees all",
     )
     parser.add_argument("--width", type=int, help="default: 128 with --context, 512 without")
-    parser.add_argument("--layers", type=int, default=2, help="of an LSTM")
-    parser.add_argument("--hidden", type=int, nargs=2, default=(768, 512), help="two layers, with --context")
+    parser.add_argument("--layers", type=int, help="of an LSTM (default: 2)")
+    parser.add_argument("--hidden", type=int, nargs=2, help="two layers, with --context (default: 768 512)")
     parser.add_argument(
         "--join",
         type=int,
@@ -72,8 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.initial and (arguments.context or arguments.width):
-        raise ConfigError("--initial names a model with its sizes. Leave --context and --width out.")
+    sizes = ("context", "width", "layers", "hidden")
+    given = [f"--{name}" for name in sizes if getattr(arguments, name)]
+    if arguments.initial and given:
+        raise ConfigError(f"--initial names a model with its sizes. Leave {' and '.join(given)} out.")
+    if arguments.layers and arguments.context:
+        raise ConfigError("--layers is of an LSTM. Leave it or --context out.")
+    if arguments.hidden and not arguments.context:
+        raise ConfigError("--hidden is of a model with --context. Give that too, or leave --hidden out.")
     tokens = read_tokens(arguments.tokens)
     if not arguments.output.parent.is_dir():
         raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
@@ -81,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.initial:
         start = load_language_model(arguments.initial, tokens)
     elif arguments.context:
-        hidden = tuple(arguments.hidden)
+        hidden = tuple(arguments.hidden or (768, 512))
         start = ContextConfig(len(tokens), arguments.context, arguments.width or 128, hidden)
     else:
-        start = LstmConfig(len(tokens), arguments.width or 512, arguments.layers)
+        start = LstmConfig(len(tokens), arguments.width or 512, arguments.layers or 2)
     sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
     schedule = Schedule(
         arguments.passes,
