@@ -117,6 +117,7 @@ bench-model: $(STAMP)
 bench-kd: $(STAMP)
 	@test -n "$(DATA)" || { echo "make bench-kd DATA=FOLDER WHISPER=FOLDER ENCODER=FILE" >&2; exit 1; }
 	$(BIN)/python benchmarks/kd_table.py $(DATA) --whisper $(WHISPER) --encoder $(ENCODER) --jobs $(JOBS)
+	$(BIN)/python benchmarks/tables.py
 
 # The tables of the README and the model card, and the model's own card, from the results above.
 tables: $(STAMP)

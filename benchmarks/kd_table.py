@@ -98,8 +98,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_inputs(arguments: argparse.Namespace) -> Inputs:
-    parts = [arguments.data / f"{part}.jsonl.gz" for part in ("train", "unlabelled", "dev")]
-    texts = (arguments.data / "lm_text.txt.gz",)
+    data = arguments.data.resolve()  # manifests written elsewhere name their audio from here
+    parts = [data / f"{part}.jsonl.gz" for part in ("train", "unlabelled", "dev")]
+    texts = (data / "lm_text.txt.gz",)
     return Inputs(*parts, texts, str(arguments.whisper), arguments.encoder)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
+from threading import Thread
 from typing import NamedTuple
 
 import torch
@@ -49,7 +51,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, done: Callable[[str], None], thr
         return
     waiting, ended = _in_order(tasks), set[str]()
     running: dict[Future[None], str] = {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _set_up, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _set_up_job, (threads,)) as pool:
         while waiting or running:
             for task in [task for task in waiting if ended.issuperset(task.needs)][: jobs - len(running)]:
                 running[pool.submit(task.run)] = task.name
@@ -73,6 +75,19 @@ def _in_order(tasks: Sequence[Task]) -> list[Task]:
         ordered.append(following)
         ended.add(following.name)
     return ordered
+
+
+def _set_up_job(threads: int) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
+    _set_up(threads)
+
+
+def _end_with_parent() -> None:
+    """End a job whose parent was killed, before another one does the same work in the same folder."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _set_up(threads: int) -> None:

@@ -129,6 +129,17 @@ def test_the_split_keeps_speakers_whole_and_forgets_texts(recipes: kd_recipes.Re
         kd_data.split(train, more, replace(table, labelled_share=0.9))
 
 
+def test_manifests_of_parts_name_audio_wherever_the_data_was_named_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = SimpleNamespace(data=Path("data"), whisper=Path("base"), encoder=Path("tiny.pt"))
+    inputs = kd_table.find_inputs(arguments)
+    assert inputs.train == tmp_path / "data" / "train.jsonl.gz"
+    assert inputs.dev.is_absolute()
+    assert inputs.texts == (tmp_path / "data" / "lm_text.txt.gz",)
+
+
 def row(name: str, seed: int, rate: float) -> kd_results.Row:
     delay = {"p50": 80.0, "p90": 200.0}
     return {"name": name, "seed": seed, "wer": {"a": rate, "overall": rate}, "emission_delay_ms": delay}

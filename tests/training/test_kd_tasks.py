@@ -1,6 +1,9 @@
 """Tasks come after those that they need, in this process or in others."""
 
+import os
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
@@ -51,3 +54,44 @@ def test_tasks_without_an_order_are_refused() -> None:
         run_tasks(ring, 1, print)
     with pytest.raises(ValueError, match="no order for a"):
         run_tasks([Task("a", ("z",), partial(int, "no number"))], 2, print)
+
+
+SLEEPERS = """
+import sys
+from functools import partial
+sys.path.append({folder!r})
+from kd_tasks import Task, run_tasks
+from test_kd_tasks import write_pid_and_sleep
+if __name__ == "__main__":
+    run_tasks([Task("a", (), partial(write_pid_and_sleep, {pid!r}))], 2, print)
+"""
+
+
+def write_pid_and_sleep(path: str) -> None:
+    partial = Path(path + ".partial")
+    partial.write_text(str(os.getpid()))
+    partial.rename(path)
+    time.sleep(600)
+
+
+def test_jobs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    pid, script = tmp_path / "pid", tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS.format(folder=str(Path(__file__).parent), pid=str(pid)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks")}
+    with subprocess.Popen([sys.executable, str(script)], env=environment) as process:
+        while not pid.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        job = int(pid.read_text())
+        assert is_running(job)
+        process.kill()
+    while is_running(job):
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
