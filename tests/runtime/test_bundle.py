@@ -1,6 +1,7 @@
 import json
 import re
 
+import numpy as np
 import onnx
 import pytest
 from tiny_model import (
@@ -231,3 +232,18 @@ def test_tokens_of_another_model(tiny_copy):
     refuse(tiny_copy, "has 25 tokens, the model 24")
     write_tokens(tiny_copy)
     load_bundle(tiny_copy)
+
+
+def test_a_row_of_the_joiner_gets_what_it_gets_among_others():
+    bundle, random = Recognizer().bundle, np.random.default_rng(5)
+    sizes = bundle.sizes
+    frames = 3 * random.standard_normal((1000, sizes.joiner_dim), np.float32)
+    contexts = random.integers(3, sizes.vocab_size, (1000, sizes.context_size)).tolist()
+    predictions = bundle.predict(contexts)
+    together = bundle.join(frames, predictions)
+    for count in (1, 2, 3, 5, 7, 12, 15, 16):
+        parts = [
+            bundle.join(frames[start : start + count], predictions[start : start + count])
+            for start in range(0, 1000, count)
+        ]
+        assert np.array_equal(np.concatenate(parts), together)
