@@ -9,25 +9,20 @@ import torch
 from tone_corpus import ToneCorpus
 
 from onebest.cli import main
-from onebest.errors import ConfigError, DataError, ModelError
+from onebest.errors import ConfigError, ModelError
 from onebest_training.language_model import (
     ContextConfig,
     ContextLanguageModel,
     LanguageModel,
     LstmConfig,
-    Schedule,
     load_language_model,
     make_language_model,
-    perplexity,
     save_language_model,
-    train_language_model,
 )
 from onebest_training.vocabulary import TextEncoder, train_vocabulary
 
 CONFIG = LstmConfig(9, 32, 1, 0.0)
 CONTEXT_CONFIG = ContextConfig(9, 3, 8, (16, 12))
-#: Counting up from anywhere.
-SENTENCES = [list(range(start, 9)) for start in (3, 4, 5, 6)] * 30
 
 
 @pytest.fixture(params=[CONFIG, CONTEXT_CONFIG], ids=["lstm", "context"])
@@ -78,54 +73,6 @@ def test_many_contexts_get_what_few_get() -> None:
     )
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONTEXT_CONFIG], ids=["lstm", "context"])
-def test_it_learns_to_count(config: LstmConfig | ContextConfig) -> None:
-    steps: list[tuple[int, int, float]] = []
-    schedule = Schedule(passes=6, batch_tokens=100, learning_rate=3e-2, held_out=7)
-    model, reached = train_language_model(
-        config, [*SENTENCES, []], schedule, lambda *told: steps.append(told)
-    )
-    assert steps[-1][0] == steps[-1][1] == len(steps)
-    assert steps[0][2] > 1.5 > steps[-1][2]
-    assert reached == pytest.approx(perplexity(model, [s for i, s in enumerate(SENTENCES) if i % 7 == 0]))
-    assert reached < 1.6  # open is only where to begin: 4 ** (1 / 5.5) = 1.29
-    state = model.advance(model.initial_state(1), torch.tensor([4]))
-    assert int(model.read(state)[0, 1:].argmax()) + 1 == 5
-
-
-def test_joined_sentences_follow_one_another() -> None:
-    """Counting goes on behind 8 where sentences are joined, and ends there where they are not."""
-    sentences = [[3, 4, 5, 6, 7, 8]] * 200
-    at_end = {}
-    for join in (1, 8):
-        schedule = Schedule(6, 200, 3e-2, join=join)
-        model, _ = train_language_model(CONTEXT_CONFIG, sentences, schedule)
-        state = torch.tensor([[6, 7, 8]])
-        at_end[join] = int(model.read(state)[0, 1:].argmax()) + 1
-    assert at_end == {1: 1, 8: 3}
-
-
-def test_a_model_that_learns_on_is_no_longer_that_of_its_file() -> None:
-    read = ContextLanguageModel(CONTEXT_CONFIG)
-    read.digest = "of a file"
-    before = {name: weight.clone() for name, weight in read.state_dict().items()}
-    model, _ = train_language_model(read, SENTENCES, Schedule(passes=1, batch_tokens=100))
-    assert model is read
-    assert model.digest == ""
-    assert not torch.equal(model.state_dict()["out.bias"], before["out.bias"])
-
-
-def test_the_seed_decides_everything() -> None:
-    schedule = Schedule(passes=1, batch_tokens=120, join=3)
-    one, other = (train_language_model(CONFIG, SENTENCES, schedule)[0] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def test_too_little_text_is_refused() -> None:
-    with pytest.raises(DataError, match="at least two sentences with text, got 1"):
-        train_language_model(CONFIG, [[3], []], Schedule())
-
-
 def test_a_command_trains_one_for_a_vocabulary(
     corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +102,21 @@ def test_a_command_trains_one_for_a_vocabulary(
     train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
     with pytest.raises(ConfigError, match="made for another vocabulary"):
         load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))
+
+
+def test_the_command_looks_for_what_was_stopped(
+    corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = tmp_path / "lm.pt.checkpoint"
+    stopped.write_bytes(b"half of one")
+    arguments = ["train-lm", str(corpus.manifest), "--tokens", str(corpus.tokens), "--width", "16"]
+    assert main([*arguments, "--output", str(tmp_path / "lm.pt")]) == 1
+    said = capsys.readouterr()
+    assert f"{stopped}: going on from there" in said.out
+    assert "Remove it to begin anew" in said.err
+    stopped.unlink()
+    assert main([*arguments, "--output", str(tmp_path / "lm.pt"), "--passes", "1"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["lm.pt"]
 
 
 def test_a_damaged_model_is_named(corpus: ToneCorpus, model: LanguageModel, tmp_path: Path) -> None:

@@ -72,17 +72,20 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         DataError: it cannot be written, for instance because the disk is full.
     """
+    content = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+    write({"format": FORMAT, **content, "position": to_dict(checkpoint.position)}, path)
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write what ``torch.load`` reads; a kill at any moment leaves the old file or the new one, never a part.
+
+    Raises:
+        DataError: it cannot be written, for instance because the disk is full.
+    """
     partial = path.with_suffix(".partial")
     with writing(path):
         with open(partial, "wb") as file:
-            torch.save(
-                {
-                    "format": FORMAT,
-                    **{name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__},
-                    "position": to_dict(checkpoint.position),
-                },
-                file,
-            )
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

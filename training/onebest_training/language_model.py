@@ -11,21 +11,16 @@ N contexts, H hidden width.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onebest.errors import ConfigError, DataError, ModelError
-from onebest_training.speech import writing
+from onebest.errors import ConfigError, ModelError
+from onebest_training.checkpoint import write
 from onebest_training.strict import from_dict, require, to_dict
 from onebest_training.transducer import BLANK
 from onebest_training.vocabulary import TextEncoder
@@ -225,78 +220,6 @@ def make_language_model(config: LstmConfig | ContextConfig) -> LanguageModel:
     return LstmLanguageModel(config) if isinstance(config, LstmConfig) else ContextLanguageModel(config)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How to train.
-
-    Attributes:
-        passes: over the sentences.
-        batch_tokens: labels in a batch, with padding.
-        learning_rate: at the start; it falls to 0 in a straight line.
-        seed: of the weights, the order and the dropout.
-        held_out: every so many-th sentence measures the model and is not trained on.
-        join: up to so many sentences that follow one another become one, as they do in speech.
-    """
-
-    passes: int = 4
-    batch_tokens: int = 4096
-    learning_rate: float = 2e-3
-    seed: int = 1
-    held_out: int = 50
-    join: int = 1
-
-    def __post_init__(self) -> None:
-        sizes = (self.passes, self.batch_tokens, self.join)
-        require(min(sizes) > 0, "passes, batch_tokens and join above 0")
-        require(self.learning_rate > 0 and self.held_out > 1, "a learning_rate above 0, held_out above 1")
-
-
-def train_language_model(
-    start: LstmConfig | ContextConfig | LanguageModel,
-    sentences: Sequence[Sequence[int]],
-    schedule: Schedule,
-    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-) -> tuple[LanguageModel, float]:
-    """Train a model on sentences of token ids.
-
-    Args:
-        start: kind and sizes of a new one, or a model, which learns on.
-        sentences: token ids of each; empty ones are passed over.
-        schedule: how.
-        progress: is told the step, how many there are, and the loss in nats a token.
-
-    Returns:
-        The model and its perplexity a token on the sentences held out.
-
-    Raises:
-        DataError: there are too few sentences to hold one out.
-    """
-    filled = [sentence for sentence in sentences if sentence]
-    held_out, taught = (
-        filled[:: schedule.held_out],
-        [s for i, s in enumerate(filled) if i % schedule.held_out],
-    )
-    if not taught:
-        raise DataError(f"expected at least two sentences with text, got {len(filled)}.")
-    torch.manual_seed(schedule.seed)
-    rng = np.random.default_rng(schedule.seed)
-    model = (start if isinstance(start, LanguageModel) else make_language_model(start)).train()
-    model.digest = ""  # no longer what a file has
-    optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate)
-    passes = (_join(taught, schedule.join, rng) for _ in range(schedule.passes))
-    batches = [batch for joined in passes for batch in _batches(joined, schedule.batch_tokens, rng)]
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * (1 - step / len(batches))
-        total, count = _loss(model, batch)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total / count)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        progress(step + 1, len(batches), float(total.detach()) / count)
-    return model.eval(), perplexity(model, held_out)
-
-
 def fuse(logits: Tensor, weighted: Tensor) -> Tensor:
     """Add to the labels' logits [..., V] a language model's log-probabilities [..., V], times its weight.
 
@@ -317,48 +240,6 @@ def _log_sum_exp(x: Tensor) -> Tensor:
     return x.amax(-1, keepdim=True) - x.log_softmax(-1).amax(-1, keepdim=True)
 
 
-@torch.inference_mode()
-def perplexity(model: LanguageModel, sentences: Sequence[Sequence[int]]) -> float:
-    """Return the perplexity a token, the end of each sentence included."""
-    measured = [_loss(model, [sentence]) for sentence in sentences]
-    return math.exp(sum(float(total) for total, _ in measured) / sum(count for _, count in measured))
-
-
-def _join(sentences: Sequence[Sequence[int]], most: int, rng: np.random.Generator) -> Sequence[Sequence[int]]:
-    """Return sentences of which from one up to ``most`` that follow one another are joined."""
-    if most == 1:
-        return sentences
-    joined, begin = [], 0
-    while begin < len(sentences):
-        end = begin + int(rng.integers(1, most + 1))
-        joined.append(reduce(add, sentences[begin:end]))
-        begin = end
-    return joined
-
-
-def _batches(
-    sentences: Sequence[Sequence[int]], batch_tokens: int, rng: np.random.Generator
-) -> Iterator[list[Sequence[int]]]:
-    lengths = np.array([len(sentence) for sentence in sentences])
-    batches: list[list[Sequence[int]]] = [[]]
-    for index in np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths))):
-        if batches[-1] and (lengths[index] + 1) * (len(batches[-1]) + 1) > batch_tokens:
-            batches.append([])
-        batches[-1].append(sentences[index])
-    for index in rng.permutation(len(batches)):
-        yield batches[index]
-
-
-def _loss(model: LanguageModel, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, int]:
-    """Return the sum of -log P of all labels and ends, and how many these are."""
-    padded = torch.full((len(sentences), max(map(len, sentences)) + 2), BLANK)
-    for row, sentence in zip(padded, sentences, strict=True):
-        row[: len(sentence) + 2] = torch.tensor([SENTENCE_EDGE, *sentence, SENTENCE_EDGE])
-    # Of the blank, which stands behind each sentence, the model says log P = 0, so it adds nothing.
-    total = -model(padded[:, :-1]).gather(2, padded[:, 1:, None]).sum()
-    return total, sum(len(sentence) + 1 for sentence in sentences)
-
-
 def save_language_model(model: LanguageModel, tokens: TextEncoder, path: Path) -> None:
     """Write a model, its weights in half precision, with the hash of its tokens.
 
@@ -371,8 +252,7 @@ def save_language_model(model: LanguageModel, tokens: TextEncoder, path: Path) -
         "tokens": tokens.digest,
         "weights": {name: weight.half() for name, weight in model.state_dict().items()},
     }
-    with writing(path):
-        torch.save(content, path)
+    write(content, path)
 
 
 def _read_config(values: dict[str, Any]) -> LstmConfig | ContextConfig:

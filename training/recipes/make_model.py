@@ -185,8 +185,8 @@ class Build:
     def need(self, name: str) -> Path:
         """Return the path of something in the work folder, made first if it is not there.
 
-        It is made under another name, so that what was stopped does not pass for whole; a run of training
-        goes on where it was instead.
+        It is made under another name, so that what was stopped does not pass for whole. Training, also of a
+        language model, goes on where it was.
         """
         path = self.work / name
         rules = ((make, re.fullmatch(pattern, name)) for pattern, make in RULES.items())

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 from onebest.cli import Command
+from onebest.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rename the weights, fit the feature map, write both."""
-    import torch
 
     from onebest.cuts import load_cuts, read_cuts
+    from onebest_training.checkpoint import write
     from onebest_training.whisper import fit_feature_map, read_whisper
 
+    if not arguments.output.parent.is_dir():
+        raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
     weights = read_whisper(arguments.model)
     cuts = list(read_cuts(arguments.speech))
     recordings = sorted({cut.recording.id for cut in cuts})
@@ -43,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         utterances.append(samples)
         seconds += cut.duration
     weights["stem.map.weight"], weights["stem.map.bias"], explained = fit_feature_map(utterances)
-    torch.save(weights, arguments.output)
+    write(weights, arguments.output)
     print(
         f"{arguments.output}: {sum(w.numel() for w in weights.values()):,} weights; "
         f"the feature map explains {explained:.3f} of the variance on {seconds / 60:.0f} minutes"

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Gather the text, train under a progress bar, write the model."""
+    """Gather the text, train under a progress bar, write the model; what was stopped goes on."""
     import torch
     from rich.progress import Progress
 
@@ -63,11 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
         ContextConfig,
         LanguageModel,
         LstmConfig,
-        Schedule,
         load_language_model,
         save_language_model,
-        train_language_model,
     )
+    from onebest_training.language_model_training import Schedule, train_language_model
     from onebest_training.vocabulary import read_tokens
 
     if arguments.threads:
@@ -99,6 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seed,
         join=arguments.join,
     )
+    checkpoint = Path(f"{arguments.output}.checkpoint")
+    if checkpoint.exists():
+        print(f"{checkpoint}: going on from there")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with Progress() as progress:
         task = progress.add_task("training", total=None)
@@ -108,8 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
             if not progress.console.is_terminal and step % _STEPS_A_LINE == 0:
                 _LOG.info("step %d of %d, loss %.3f", step, steps, loss)
 
-        model, perplexity = train_language_model(start, sentences, schedule, show)
+        model, perplexity = train_language_model(start, sentences, schedule, show, checkpoint)
     save_language_model(model, tokens, arguments.output)
+    checkpoint.unlink(missing_ok=True)
     count = sum(p.numel() for p in model.parameters())
     print(f"{arguments.output}: {count:,} weights, perplexity {perplexity:.1f} a token on held-out sentences")
     return 0
