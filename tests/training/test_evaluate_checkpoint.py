@@ -17,9 +17,12 @@ from onebest.cli import main
 from onebest_training.batches import load_utterances
 from onebest_training.beam import SearchOptions, beam_search
 from onebest_training.checkpoint import load_model
-from onebest_training.decode import dev_batches
+from onebest_training.decode import dev_batches, measure
 from onebest_training.features import FeatureStore
+from onebest_training.fusion import FusionWeights, with_language_model
 from onebest_training.language_model import (
+    ContextConfig,
+    ContextLanguageModel,
     LstmConfig,
     LstmLanguageModel,
     load_language_model,
@@ -90,6 +93,28 @@ def test_a_row_for_each_search(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["corpus", "plain", "plain", "plain"]
     assert lines[0].split()[-3:] == ["delay", "p50", "p90"]
+
+
+def test_a_language_model_inside(corpus: ToneCorpus, checkpoint: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path, tokens = tmp_path / "lm.pt", TextEncoder(corpus.tokens.read_bytes())
+    language_model = ContextLanguageModel(ContextConfig(PIECES, 4, 8, (16, 12)))
+    language_model.out.weight.data *= 30
+    save_language_model(language_model, tokens, path)
+    found = {}
+    for weights in ((0, 0), (2, 0), (2, 1)):
+        options = ("--beam", 2, "--language-model", path, "--inside-weights", *weights)
+        rows = {row["search"]: row["errors"] for row in evaluate(tmp_path, checkpoint, corpus.dev, *options)}
+        assert list(rows) == ["greedy", "beam 2", "beam 2, LM 0.3", "greedy, LM inside"]
+        found[weights] = rows["greedy, LM inside"]
+    assert found[0, 0] == rows["greedy"]
+    model = with_language_model(
+        load_model(checkpoint)[0], load_language_model(path, tokens), FusionWeights(2, 1)
+    )
+    batches = dev_batches(load_utterances(FeatureStore(corpus.dev), tokens, 100.0))
+    expected = measure(model, batches, tokens, [4], 16, right=1)[4].errors.transducer_errors
+    assert found[2, 1] == expected
+    assert len(set(found.values())) > 1
 
 
 def test_a_manifest_is_as_good_as_its_store(corpus: ToneCorpus, checkpoint: Path, tmp_path: Path) -> None:

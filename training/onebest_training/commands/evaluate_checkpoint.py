@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from onebest_training.batches import Batch
     from onebest_training.config import EncoderConfig
     from onebest_training.decode import Measured, Search
+    from onebest_training.transducer import Transducer
     from onebest_training.vocabulary import TextEncoder
 
-_HEADING = f"{'corpus':16}  {'search':16}  {'words':>7}  {'WER %':>6}" + DELAY_HEADING
+_HEADING = f"{'corpus':16}  {'search':17}  {'words':>7}  {'WER %':>6}" + DELAY_HEADING
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beam", type=int, default=4, help="hypotheses kept in the search (default: 4)")
     parser.add_argument("--language-model", type=Path, help="of the same tokens, from onebest train-lm")
     parser.add_argument("--language-model-weight", type=float, default=0.3, help="(default: 0.3)")
+    parser.add_argument(
+        "--inside-weights",
+        type=float,
+        nargs=2,
+        default=[0.5, 0.4],
+        metavar=("W", "V"),
+        help="--language-model-weight and --internal-weight of onebest export, for a language model that can "
+        "go into the decoder (default: 0.5 0.4)",
+    )
     parser.add_argument("--blank-penalty", type=float, default=0.0, help="as for onebest export")
     parser.add_argument("--chunk-ms", type=int, default=640, help="0 for full context (default: 640)")
     parser.add_argument("--left-ms", type=int, default=5120, help="left context (default: 5120)")
@@ -57,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     model, tokens, _ = load_model(arguments.checkpoint)
     with torch.no_grad():
         model.joiner.out.bias[BLANK] -= arguments.blank_penalty
-    searches = _searches(arguments, tokens)
+    searches = _searches(arguments, model, tokens)
     chunk, left, right = (
         ms // FRAME_MS for ms in (arguments.chunk_ms, arguments.left_ms, arguments.right_ms)
     )
@@ -65,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     print(_HEADING)
     for corpus, batches in corpora.items():
-        for name, search in searches.items():
-            measured = measure(model, batches, tokens, [chunk], left, search, right)[chunk]
+        for name, (searched, search) in searches.items():
+            measured = measure(searched, batches, tokens, [chunk], left, search, right)[chunk]
             rows.append({"corpus": corpus, "search": name, **_figures(measured)})
             print(_format(rows[-1]), flush=True)
     if arguments.json:
@@ -76,21 +86,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _searches(arguments: argparse.Namespace, tokens: TextEncoder) -> dict[str, Search]:
-    """Return greedy search, the beam, and with a language model the beam that it steers."""
+def _searches(
+    arguments: argparse.Namespace, model: Transducer, tokens: TextEncoder
+) -> dict[str, tuple[Transducer, Search]]:
+    """Return greedy search, the beam, and with a language model the beam that it steers.
+
+    With one that can go into a bundle also greedy search of the model that has it inside.
+    """
     from onebest_training.beam import SearchOptions
     from onebest_training.decode import make_search, transducer_greedy
-    from onebest_training.language_model import load_language_model
+    from onebest_training.fusion import FusionWeights, with_language_model
+    from onebest_training.language_model import ContextLanguageModel, load_language_model
 
     beam = f"beam {arguments.beam}"
-    searches: dict[str, Search] = {
-        "greedy": transducer_greedy,
-        beam: make_search(SearchOptions(arguments.beam)),
+    searches: dict[str, tuple[Transducer, Search]] = {
+        "greedy": (model, transducer_greedy),
+        beam: (model, make_search(SearchOptions(arguments.beam))),
     }
     if arguments.language_model:
         options = SearchOptions(arguments.beam, arguments.language_model_weight)
         language_model = load_language_model(arguments.language_model, tokens)
-        searches[f"{beam}, LM {options.language_model_weight:g}"] = make_search(options, language_model)
+        steered = make_search(options, language_model)
+        searches[f"{beam}, LM {options.language_model_weight:g}"] = model, steered
+        if isinstance(language_model, ContextLanguageModel):
+            fused = with_language_model(model, language_model, FusionWeights(*arguments.inside_weights))
+            searches["greedy, LM inside"] = fused, transducer_greedy
     return searches
 
 
@@ -140,7 +160,7 @@ def _figures(measured: Measured) -> dict[str, Any]:
 
 
 def _format(row: dict[str, Any]) -> str:
-    columns = f"{row['corpus']:16}  {row['search']:16}  {row['words']:7}  {row['wer']:6.2f}"
+    columns = f"{row['corpus']:16}  {row['search']:17}  {row['words']:7}  {row['wer']:6.2f}"
     return columns + format_delay(row["emission_delay_ms"])
 
 
