@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from kaldialign import edit_distance
 from target_paths import make_path, random_log_probs
 from target_stores import write_targets
-from tone_corpus import PIECES, ToneCorpus, make_talkative_run
+from tone_corpus import PIECES, ToneCorpus, make_stage, make_talkative_run, tiny_config
 
 from onebest.cli import main
 from onebest_training.batches import load_utterances
@@ -28,6 +29,7 @@ from onebest_training.language_model import (
     load_language_model,
     save_language_model,
 )
+from onebest_training.trainer import Trainer
 from onebest_training.vocabulary import TextEncoder, train_vocabulary
 
 Row = dict[str, Any]
@@ -115,6 +117,17 @@ def test_a_language_model_inside(corpus: ToneCorpus, checkpoint: Path, tmp_path:
     expected = measure(model, batches, tokens, [4], 16, right=1)[4].errors.transducer_errors
     assert found[2, 1] == expected
     assert len(set(found.values())) > 1
+
+
+def test_a_predictor_that_can_hold_no_language_model(corpus: ToneCorpus, tmp_path: Path) -> None:
+    path, tokens = tmp_path / "lm.pt", TextEncoder(corpus.tokens.read_bytes())
+    save_language_model(ContextLanguageModel(ContextConfig(PIECES, 4, 8, (16, 12))), tokens, path)
+    config = tiny_config(corpus, make_stage("a", 1))
+    trainer = Trainer(replace(config, model=replace(config.model, predictor="lstm")), tmp_path / "run")
+    trainer.folder.mkdir()
+    trainer.save()
+    rows = evaluate(tmp_path, trainer.path, corpus.dev, "--beam", 2, "--language-model", path)
+    assert [row["search"] for row in rows] == ["greedy", "beam 2", "beam 2, LM 0.3"]
 
 
 def test_a_manifest_is_as_good_as_its_store(corpus: ToneCorpus, checkpoint: Path, tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_a_command_trains_one_for_a_vocabulary(
         torch.testing.assert_close(weight, before.state_dict()[name], atol=2e-3, rtol=0)
     assert main([*on, "--context", "4", "--hidden", "9", "9"]) == 1
     assert "Leave --context and --hidden out" in capsys.readouterr().err
+    assert main([*arguments, "--output", str(tmp_path / "gone" / "lm.pt")]) == 1
+    assert "gone: no such folder to write into. Make it first." in capsys.readouterr().err
     assert main([*arguments, "--output", str(path), "--hidden", "9", "9"]) == 1
     assert "--hidden is of a model with --context" in capsys.readouterr().err
     assert main([*arguments, "--output", str(path), "--layers", "1", "--context", "4"]) == 1

@@ -96,27 +96,27 @@ def train_language_model(
     rng = np.random.default_rng(schedule.seed)
     model = (start if isinstance(start, LanguageModel) else make_language_model(start)).train()
     model.digest = ""  # no longer what a file has
-    run = _Run(model, torch.optim.AdamW(model.parameters(), schedule.learning_rate))
     identity = _identity(model, filled, schedule) if checkpoint else ""
+    run = _Run(model, torch.optim.AdamW(model.parameters(), schedule.learning_rate), identity)
     passes = (_join(taught, schedule.join, rng) for _ in range(schedule.passes))
     batches = [batch for joined in passes for batch in _batches(joined, schedule.batch_tokens, rng)]
     if checkpoint and checkpoint.exists():
-        run.load(checkpoint, identity)
+        run.load(checkpoint)
     saved = time.monotonic()
     while run.step < len(batches):
         loss = run.learn(batches[run.step], schedule.learning_rate * (1 - run.step / len(batches)))
         progress(run.step, len(batches), loss)
         if checkpoint and time.monotonic() - saved >= checkpoint_seconds:
-            run.save(checkpoint, identity)
+            run.save(checkpoint)
             saved = time.monotonic()
     return model.eval(), perplexity(model, held_out)
 
 
 class _Run:
-    """A model, its optimiser, and how many steps it has learnt."""
+    """A model, its optimiser, and how many steps it has learnt; ``identity`` is what decides its end."""
 
-    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer):
-        self._model, self._optimizer = model, optimizer
+    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer, identity: str):
+        self._model, self._optimizer, self._identity = model, optimizer, identity
         self.step = 0
 
     def learn(self, batch: Sequence[Sequence[int]], learning_rate: float) -> float:
@@ -131,10 +131,10 @@ class _Run:
         self.step += 1
         return float(total.detach()) / count
 
-    def save(self, path: Path, identity: str) -> None:
+    def save(self, path: Path) -> None:
         """Write all that the next step depends on."""
         content = {
-            "identity": identity,
+            "identity": self._identity,
             "step": self.step,
             "weights": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -142,7 +142,7 @@ class _Run:
         }
         write(content, path)
 
-    def load(self, path: Path, identity: str) -> None:
+    def load(self, path: Path) -> None:
         """Go on from what was written.
 
         Raises:
@@ -152,14 +152,14 @@ class _Run:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             found = content["identity"]
-            if found == identity:
+            if found == self._identity:
                 self._model.load_state_dict(content["weights"])
                 self._optimizer.load_state_dict(content["optimizer"])
                 torch.set_rng_state(content["random"])
                 self.step = content["step"]
         except Exception as error:  # whatever pickle and zip make of a damaged file
             raise ModelError(f"{path}: cannot be read ({error}). Remove it to begin anew.") from error
-        if found != identity:
+        if found != self._identity:
             raise ConfigError(
                 f"{path}: begun with other text, another model or other settings. Call with those to go on, "
                 "or remove it to begin anew."

@@ -70,6 +70,16 @@ def log_left_out(left_out: Mapping[str, int], total: int) -> None:
         log.warning("%d of %d cuts left out: %s", count, total, cause)
 
 
+def require_folder(path: Path) -> None:
+    """Refuse to begin what will be written into a folder that is not there.
+
+    Raises:
+        DataError: the folder of ``path`` does not exist.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: no such folder to write into. Make it first.")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the system says when a file cannot be written (a full disk) into an error that names it.

@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 
 from onebest.cli import Command
-from onebest.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from onebest.cuts import load_cuts, read_cuts
     from onebest_training.checkpoint import write
+    from onebest_training.speech import require_folder
     from onebest_training.whisper import fit_feature_map, read_whisper
 
-    if not arguments.output.parent.is_dir():
-        raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
+    require_folder(arguments.output)
     weights = read_whisper(arguments.model)
     cuts = list(read_cuts(arguments.speech))
     recordings = sorted({cut.recording.id for cut in cuts})

@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inside-weights",
         type=float,
         nargs=2,
-        default=[0.5, 0.4],
+        default=(),
         metavar=("W", "V"),
-        help="--language-model-weight and --internal-weight of onebest export, for a language model that can "
-        "go into the decoder (default: 0.5 0.4)",
+        help="of a language model that can go into the decoder: onebest export's --language-model-weight and "
+        "--internal-weight (default: as there)",
     )
     parser.add_argument("--blank-penalty", type=float, default=0.0, help="as for onebest export")
     parser.add_argument("--chunk-ms", type=int, default=640, help="0 for full context (default: 640)")
@@ -97,6 +97,7 @@ def _searches(
     from onebest_training.decode import make_search, transducer_greedy
     from onebest_training.fusion import FusionWeights, with_language_model
     from onebest_training.language_model import ContextLanguageModel, load_language_model
+    from onebest_training.transducer import Predictor
 
     beam = f"beam {arguments.beam}"
     searches: dict[str, tuple[Transducer, Search]] = {
@@ -108,7 +109,7 @@ def _searches(
         language_model = load_language_model(arguments.language_model, tokens)
         steered = make_search(options, language_model)
         searches[f"{beam}, LM {options.language_model_weight:g}"] = model, steered
-        if isinstance(language_model, ContextLanguageModel):
+        if isinstance(language_model, ContextLanguageModel) and isinstance(model.predictor, Predictor):
             fused = with_language_model(model, language_model, FusionWeights(*arguments.inside_weights))
             searches["greedy, LM inside"] = fused, transducer_greedy
     return searches

@@ -8,7 +8,7 @@ from array import array
 from pathlib import Path
 
 from onebest.cli import Command
-from onebest.errors import ConfigError, DataError
+from onebest.errors import ConfigError
 
 #: Without a terminal, a line each so many steps.
 _STEPS_A_LINE = 200
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         save_language_model,
     )
     from onebest_training.language_model_training import Schedule, train_language_model
+    from onebest_training.speech import require_folder
     from onebest_training.vocabulary import read_tokens
 
     if arguments.threads:
@@ -80,8 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.hidden and not arguments.context:
         raise ConfigError("--hidden is of a model with --context. Give that too, or leave --hidden out.")
     tokens = read_tokens(arguments.tokens)
-    if not arguments.output.parent.is_dir():
-        raise DataError(f"{arguments.output.parent}: no such folder to write into. Make it first.")
+    require_folder(arguments.output)
     start: LstmConfig | ContextConfig | LanguageModel
     if arguments.initial:
         start = load_language_model(arguments.initial, tokens)
