@@ -1,4 +1,4 @@
-"""The encoder: whole utterances under a mask against chunks with a state, causality, padding, positions."""
+"""The encoder: whole utterances against chunks with a state, causality, padding, positions."""
 
 import math
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import onebest_training.encoder
 from onebest_training.config import BlockConfig, EncoderConfig
 from onebest_training.encoder import (
     PAD_FRAMES,
     SUBSAMPLING,
+    ChunkPlan,
     Encoder,
     EncoderState,
-    chunk_mask,
     frames_out,
     sinusoids,
 )
@@ -41,6 +42,12 @@ def feature_chunk(features: Tensor, first: int, frames: int) -> Tensor:
     return features[:, SUBSAMPLING * first : SUBSAMPLING * (first + frames) + PAD_FRAMES]
 
 
+@pytest.fixture(params=[8, 96])
+def several_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an utterance be several blocks of chunks, and one."""
+    monkeypatch.setattr(onebest_training.encoder, "BLOCK_FRAMES", request.param)
+
+
 def encode_in_chunks(
     encoder: Encoder, features: Tensor, chunk: int, state: EncoderState
 ) -> tuple[Tensor, EncoderState]:
@@ -57,6 +64,7 @@ def all_frames(batch: int, frames: int = FRAMES) -> Tensor:
     return torch.full((batch,), frames)
 
 
+@pytest.mark.usefixtures("several_blocks")
 @pytest.mark.parametrize("blocks", [PLAIN, MIXED])
 @pytest.mark.parametrize("left", [0, 3, 16, 100])
 @pytest.mark.parametrize("chunk", [1, 4, 8, 16, 32])
@@ -82,6 +90,7 @@ def encode_overlapping(
     return torch.cat(outputs, 1), state
 
 
+@pytest.mark.usefixtures("several_blocks")
 @pytest.mark.parametrize("blocks", [PLAIN, MIXED])
 @pytest.mark.parametrize("left", [0, 3, 16, 100])
 @pytest.mark.parametrize(("chunk", "right"), [(2, 1), (4, 3), (8, 4), (16, 4), (32, 20)])
@@ -98,6 +107,7 @@ def test_overlapping_chunks_with_a_state_equal_all_at_once(
     assert state.frames.tolist() == [parts.shape[1]] * 2
 
 
+@pytest.mark.usefixtures("several_blocks")
 @torch.no_grad()
 def test_a_frame_sees_the_overlap_and_nothing_later() -> None:
     encoder, features, chunk, right = make_encoder(), make_features(1), 8, 3
@@ -188,17 +198,27 @@ def test_a_start_moves_the_positions() -> None:
     torch.testing.assert_close(encoder(features, all_frames(1), 8, 8), moved)
 
 
-@pytest.mark.parametrize(("chunk", "left"), [(0, 5), (1, 0), (3, 4), (4, 100)])
-def test_the_mask_shows_the_chunk_and_what_is_left_of_it(chunk: int, left: int) -> None:
-    lengths = torch.tensor([11, 6])
-    mask = chunk_mask(11, chunk, left, lengths)
-    assert mask.shape == (2, 1, 11, 11)
-    for row, length in enumerate(lengths.tolist()):
-        for query in range(11):
-            start = query // chunk * chunk if chunk else 0
-            first, end = (start - left, start + chunk) if chunk else (0, 11)
-            seen = [key for key in range(11) if first <= key < min(end, length)]
-            assert mask[row, 0, query].nonzero()[:, 0].tolist() == seen
+@pytest.mark.parametrize("block_frames", [1, 8, 96])
+@pytest.mark.parametrize(
+    ("chunk", "left", "right"), [(1, 0, 0), (3, 4, 0), (4, 100, 0), (4, 3, 1), (5, 7, 3)]
+)
+def test_a_plan_shows_a_frame_its_chunk_and_what_is_left_of_it(
+    chunk: int, left: int, right: int, block_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onebest_training.encoder, "BLOCK_FRAMES", block_frames)
+    lengths, step = [11, 6], chunk - right
+    plan = ChunkPlan(11, chunk, left, right, torch.device("cpu"))
+    reach = plan.reach(torch.tensor(lengths))
+    assert sorted(plan.place[:, : plan.size].flatten().tolist())[:11] == list(range(11))
+    past = torch.arange(-left, 0)
+    for row, length in enumerate(lengths):
+        for block, places in enumerate(plan.place):
+            keys = torch.cat((past + block * plan.size, places))
+            for query, place in enumerate(places.tolist()):
+                ends = (query - plan.size) // right if query >= plan.size else None
+                start = (place if ends is None else block * plan.size + ends * step) // step * step
+                seen = sorted(keys[reach[row, block, query]].tolist())
+                assert seen == list(range(max(0, start - left), min(start + chunk, length)))
 
 
 @pytest.mark.parametrize("new", [BlockConfig(2, 20), BlockConfig(1, 20, 7)])

@@ -1,6 +1,6 @@
 """The encoder: log-mel frames in, a vector for every 40 ms out, offline or in chunks with the same weights.
 
-Whole utterances run under a mask (``Encoder.forward``), streams chunk by chunk with an explicit state
+Whole utterances run in blocks of chunks (``Encoder.forward``), streams chunk by chunk with an explicit state
 (``Encoder.forward_chunk``); both go through the same blocks and give the same output.
 
 Axis legend: B batch (N in exported graphs), F feature frames of 10 ms, T encoder frames of 40 ms, D width,
@@ -24,6 +24,8 @@ PAD_FRAMES = 3
 #: Encoder frames a second.
 FRAMES_PER_SECOND = 25
 MASKED = -1e4
+#: Whole utterances run in blocks of about so many frames, each with what it sees of the past.
+BLOCK_FRAMES = 96
 #: From new frames [B, T, E] to what came before them, [B, memory, E].
 Past: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -45,26 +47,6 @@ class EncoderState(NamedTuple):
 def frames_out(feature_frames: int) -> int:
     """Return how many encoder frames a number of feature frames gives."""
     return max(0, (feature_frames - PAD_FRAMES) // SUBSAMPLING)
-
-
-def chunk_mask(frames: int, chunk: int, left: int, lengths: Tensor) -> Tensor:
-    """Return which frame may attend to which, [B, 1, T, T].
-
-    A frame sees its whole chunk, ``left`` frames before the chunk, and nothing past the utterance's end.
-
-    Args:
-        frames: T.
-        chunk: frames a chunk; 0 for full context.
-        left: frames of left context.
-        lengths: valid frames of each utterance, [B].
-    """
-    position = torch.arange(frames, device=lengths.device)
-    valid = (position < lengths[:, None])[:, None, None, :]
-    if chunk == 0:
-        return valid.expand(-1, -1, frames, -1)
-    start = position // chunk * chunk
-    reach = (position[None] >= start[:, None] - left) & (position[None] < start[:, None] + chunk)
-    return valid & reach
 
 
 class Stem(nn.Module):
@@ -295,44 +277,49 @@ class Encoder(nn.Module):
         at = (start + torch.arange(frames, device=x.device)) % len(self.positions)
         if len(self.blocks):  # a teacher may have none, and its frames know where they stand
             x = x + self.positions[at]
-        if chunk and right:
-            return self._overlapping(x, lengths, chunk, left, right)
-        mask = torch.zeros((), device=x.device).masked_fill(~chunk_mask(frames, chunk, left, lengths), MASKED)
+        if chunk:
+            return self._in_chunks(x, lengths, chunk, left, right)
+        valid = torch.arange(frames, device=x.device) < lengths[:, None]
+        mask = torch.where(valid, 0.0, MASKED)[:, None, None]
         nothing = x.new_zeros(len(x), self.convolution_frames, x.shape[2])
         for block in self.blocks:
             x, _, _ = block(x, mask, nothing_before, _always(nothing))
         encoded: Tensor = self.norm(x)
         return encoded
 
-    def _overlapping(self, x: Tensor, lengths: Tensor, chunk: int, left: int, right: int) -> Tensor:
-        """Run frames [B, T, D] in chunks that overlap, all chunks at once; return the encoded frames.
+    def _in_chunks(self, x: Tensor, lengths: Tensor, chunk: int, left: int, right: int) -> Tensor:
+        """Run frames [B, T, D] in chunks, all at once; return the encoded frames.
 
-        The overlaps, R frames in all, go behind the frames that are brought out, so that each is there twice.
+        Some chunks that follow one another are a block: the frames that they bring out and, behind these, the
+        ends that come again with the next chunk. Blocks run side by side like utterances, each with the keys
+        and values of the ``left`` frames before it: frames too far apart to see each other have no scores.
         """
-        (batch, frames, width), step = x.shape, chunk - right
-        place = torch.arange(frames, device=x.device)
-        firsts = torch.arange(step, frames + step, step, device=x.device)
-        overlap = (firsts[:, None] + torch.arange(right, device=x.device)).flatten()
-        place = torch.cat((place, overlap))
-        start = torch.cat((place[:frames] // step * step, (firsts - step).repeat_interleave(right)))
-        is_overlap = torch.arange(len(place), device=x.device) >= frames
-        before = ~is_overlap & (place >= start[:, None] - left) & (place < start[:, None] + step)
-        reach = before | (is_overlap & (start == start[:, None]))
-        valid = (place < lengths[:, None])[:, None, None] & reach
-        mask = torch.zeros((), device=x.device).masked_fill(~valid, MASKED)
-        x = functional.pad(x, (0, 0, 0, chunk))[:, place]
+        batch, frames, width = x.shape
+        plan = ChunkPlan(frames, chunk, left, right, x.device)
+        blocks, size = plan.blocks, plan.size
+        mask = torch.where(plan.reach(lengths), 0.0, MASKED).flatten(0, 1)[:, None]
+        x = functional.pad(x, (0, 0, 0, blocks * size + right - frames))[:, plan.place].flatten(0, 1)
         memory = self.convolution_frames
-        ends = firsts[:, None] + torch.arange(memory, device=x.device)
+
+        def brought(new: Tensor) -> Tensor:
+            return new.reshape(batch, blocks, -1, new.shape[2])[:, :, :size].flatten(1, 2)
+
+        def attention_past(new: Tensor) -> Tensor:
+            behind = functional.pad(brought(new), (0, 0, left, 0))
+            return behind.unfold(1, left, size)[:, :blocks].transpose(2, 3).flatten(0, 1)
 
         for block in cast("list[Block]", list(self.blocks)):
-            x, _ = block.attend(x, mask, nothing_before)
+            x, _ = block.attend(x, mask, attention_past)
             if block.kernel:
-                brought, inputs = block.convolve(x[:, :frames], _always(x.new_zeros(batch, memory, width)))
-                inputs = functional.pad(inputs, (0, 0, 0, step))[:, ends].flatten(0, 1)
-                again, _ = block.convolve(x[:, frames:].reshape(-1, right, width), _always(inputs))
-                x = torch.cat((brought, again.reshape(batch, -1, width)), 1)
+                ends = x.reshape(batch, blocks, -1, width)[:, :, size:]
+                out, inputs = block.convolve(brought(x), _always(x.new_zeros(batch, memory, width)))
+                if right:
+                    before = inputs.unfold(1, memory, chunk - right)[:, 1:].transpose(2, 3).flatten(0, 1)
+                    again, _ = block.convolve(ends.reshape(-1, right, width), _always(before))
+                    ends = again.reshape(ends.shape)
+                x = torch.cat((out.reshape(batch, blocks, size, width), ends), 2).flatten(0, 1)
             x = block.feed(x)
-        encoded: Tensor = self.norm(x[:, :frames])
+        encoded: Tensor = self.norm(brought(x)[:, :frames])
         return encoded
 
     def forward_chunk(
@@ -367,6 +354,46 @@ class Encoder(nn.Module):
             convolution.append(inputs[:, last - self.convolution_frames : last].transpose(0, 1))
         new = EncoderState(torch.stack(attention), torch.stack(convolution), state.frames + step)
         return self.norm(x[:, :step]), new
+
+
+class ChunkPlan:
+    """Where the frames of an utterance stand when its chunks run in blocks.
+
+    Attributes:
+        blocks: N.
+        size: frames that a block brings out, Q; R others come again.
+        place: of each frame of each block in the utterance, [N, Q+R].
+    """
+
+    def __init__(self, frames: int, chunk: int, left: int, right: int, device: torch.device):
+        step = chunk - right
+        chunks = max(1, min(BLOCK_FRAMES // step, -(-frames // step)))
+        self.size = chunks * step
+        self.blocks = -(-frames // self.size)
+        starts = torch.arange(chunks, device=device) * step
+        place = torch.arange(self.size, device=device)
+        again = (starts[:, None] + step + torch.arange(right, device=device)).flatten()
+        first = torch.arange(self.blocks, device=device)[:, None] * self.size
+        self.place = first + torch.cat((place, again))
+        past = torch.arange(-left, 0, device=device)
+        self._key_place = first + torch.cat((past, place, again))
+        start = torch.cat((place // step * step, starts.repeat_interleave(right)))[:, None]
+        once = torch.cat((past, place))
+        self._reach = torch.cat(
+            ((once >= start - left) & (once < start + step), start == starts.repeat_interleave(right)), 1
+        )
+
+    def reach(self, lengths: Tensor) -> Tensor:
+        """Return which frame may attend to which of a block, [B, N, Q+R, left+Q+R].
+
+        A frame sees its whole chunk, the frames of left context before the chunk, and nothing past the
+        utterance's end.
+
+        Args:
+            lengths: valid frames of each utterance, [B].
+        """
+        valid = (self._key_place >= 0) & (self._key_place < lengths[:, None, None])
+        return valid[:, :, None] & self._reach
 
 
 def nothing_before(new: Tensor) -> Tensor:
