@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from onebest.frontend import SILENCE, FloatArray
+from onebest.frontend import NUM_BINS, SAMPLE_RATE, SILENCE, SPEC, FloatArray
 from onebest_training.config import AugmentConfig
 from onebest_training.features import LOG_MEL
 
-#: Nats of energy in a decibel, and the first bin whose middle lies above 4 kHz.
+#: Nats of energy in a decibel.
 NATS_PER_DB = float(np.log(10.0) / 10.0)
-TELEPHONE_BIN = 62
+#: Where a telephone's band may begin, and how often it begins above the lowest bin; where it may end. In Hz.
+TELEPHONE_LOW_HZ, TELEPHONE_LOW_SHARE, TELEPHONE_HIGH_HZ = (150.0, 400.0), 0.7, (3200.0, 4000.0)
+#: Outside it, by how much the energy falls from bin to bin, and how far its floor is above silence, in nats.
+TELEPHONE_FALL, TELEPHONE_FLOOR = (1.0, 5.0), (0.0, 4.0)
 #: Share of the bins over which a warp is one straight line; a second one leads from there to the top.
 WARP_KNEE = 0.875
 
@@ -51,8 +54,7 @@ def disturb(
     if noise is not None and rng.random() < config.noise_probability:
         features = mix_noise(features, noise, rng.uniform(*config.noise_snr_db), rng)
     if rng.random() < config.band_probability:
-        features = features.copy()
-        features[:, TELEPHONE_BIN:] = np.float32(SILENCE) + rng.uniform(0.0, 4.0)
+        features = pass_telephone(features, rng)
     return spec_augment(features, config, rng)
 
 
@@ -91,6 +93,27 @@ def mix_noise(features: FloatArray, noise: FloatArray, snr_db: float, rng: np.ra
     ratio = np.log(np.exp(features).mean()) - np.log(np.exp(noise).mean())
     mixed: FloatArray = np.logaddexp(features, noise + np.float32(ratio - snr_db * NATS_PER_DB))
     return mixed.astype(np.float32)
+
+
+def pass_telephone(features: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return features [F, 80] as a telephone passes them on: outside its band they fall, down to a floor."""
+    bins = np.arange(features.shape[1])
+    low = _bin_at(rng.uniform(*TELEPHONE_LOW_HZ)) if rng.random() < TELEPHONE_LOW_SHARE else 0.0
+    outside = np.maximum(low - bins, 0.0) + np.maximum(bins - _bin_at(rng.uniform(*TELEPHONE_HIGH_HZ)), 0.0)
+    fallen = features - (rng.uniform(*TELEPHONE_FALL) * outside).astype(np.float32)
+    passed: FloatArray = np.maximum(fallen, np.float32(SILENCE + rng.uniform(*TELEPHONE_FLOOR)))
+    return passed
+
+
+def _bin_at(hertz: float) -> float:
+    """Return the bin in whose middle a frequency lies, fractions between two middles."""
+    lowest, highest = _mel(SPEC.low_freq_hz), _mel(SAMPLE_RATE / 2 + SPEC.high_freq_hz)
+    return (_mel(hertz) - lowest) / (highest - lowest) * (NUM_BINS + 1) - 1.0
+
+
+def _mel(hertz: float) -> float:
+    """Return a frequency on the mel scale, as Kaldi has it."""
+    return float(1127.0 * np.log1p(hertz / 700.0))
 
 
 def spec_augment(

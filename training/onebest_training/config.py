@@ -196,7 +196,8 @@ class AugmentConfig:
         noise_probability: of mixing in a background sound.
         noise_snr_db: lowest and highest ratio of speech to noise.
         speed: largest relative change of speed, by linear interpolation of frames.
-        band_probability: of cutting off the bins above 4 kHz, as a telephone does.
+        band_probability: of a telephone's band: little is left above 3.2 to 4 kHz, nor mostly below 150 to
+            400 Hz.
         frequency_masks, frequency_width: SpecAugment over bins.
         time_mask_rate, time_width: SpecAugment over time; masks a second of audio and their largest width in
             10 ms frames.
