@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
         "--most", type=int, default=1024, help="streams that are tried at most (default: 1024)"
     )
     parser.add_argument("--clip-seconds", type=float, default=15.0, help="audio of a client (default: 15)")
-    parser.add_argument("--soak-seconds", type=float, default=60.0, help="length of the soak (default: 60)")
+    parser.add_argument("--soak-seconds", type=float, default=240.0, help="length of the soak (default: 240)")
     parser.add_argument("--quick", action="store_true", help="little of everything: it runs, no more")
     arguments = parser.parse_args()
     if arguments.quick:
