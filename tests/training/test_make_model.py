@@ -10,7 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "training" / "recipes"))
 
 import make_model
-from make_model import HALVES, MODEL, RULES, SPOKEN, Build
+from make_model import HALVES, MODEL, ROOMS, RULES, SPOKEN, Build
 from small_model import PARTS, make_inputs, shrink
 
 from onebest.cuts import load_cuts, read_cuts
@@ -20,13 +20,13 @@ from onebest_training.trainer import Trainer
 
 def test_every_need_of_the_recipes_has_a_rule(tmp_path: Path) -> None:
     build = Build(tmp_path, tmp_path)
-    for run in build.runs(MODEL):
+    for run in build.runs_to("mean.pt"):
         paths = [each for each in make_model.strings(build.recipe(run)) if "/" in each]
         assert all(path.startswith("work/") for path in paths)
         for need in (path.removeprefix("work/") for path in paths):
             rule = next(make for pattern, make in RULES.items() if re.fullmatch(pattern, need))
             if rule is Build.store:
-                assert need.partition("-sp")[0] in {*PARTS, *SPOKEN, "unlabelled", "silence"}
+                assert need.partition("-sp")[0] in {*PARTS, *SPOKEN, ROOMS, "unlabelled", "silence"}
 
 
 def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,9 @@ def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch
     means = {"middle": ("first/checkpoint.pt", "more/checkpoint.pt")}
     monkeypatch.setattr(make_model, "MEANS", means)
     assert build.runs("last") == ["first", "more", "last"]
+    monkeypatch.setattr(make_model, "TWINS", {"again": ("more", 4)})
+    assert build.runs("again") == ["first", "again"]
+    assert build.recipe("again") == build.recipe("more") | {"seed": 4}
     assert make_model.moved(build.recipe("more"), build.work) == {
         "initial_model": str(tmp_path / "here" / "first" / "checkpoint.pt"),
         "seed": 3,

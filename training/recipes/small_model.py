@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from make_model import GATHERED, SPOKEN
+
+from onebest.frontend import SAMPLE_RATE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "training"))
 
@@ -40,6 +43,7 @@ def make_inputs(work: Path) -> Path:
     for seed, (part, count) in enumerate(PARTS.items()):
         texts = ["   "] * count if part == "noise" else sentences(count, rng)
         write_part(partial, part, texts, seed)
+    write_room(partial)
     gathered = [work / f"{name}.txt.gz" for name in GATHERED]
     for path in (partial / "lm_text.txt.gz", partial / "sentences.txt.gz", *gathered):
         with gzip.open(path, "wt") as file:
@@ -63,6 +67,19 @@ def write_part(folder: Path, part: str, texts: list[str], seed: int) -> None:
     shutil.rmtree(audio, ignore_errors=True)
     cuts = CutSet.from_file(write_manifest(audio, texts, ("librispeech", "common_voice_en"), seed))
     cuts.with_recording_path_prefix(audio.name).to_file(folder / f"{part}.jsonl.gz")
+
+
+def write_room(folder: Path) -> None:
+    """Write FOLDER/rir.jsonl.gz with the response of one room, which fades within a tenth of a second."""
+    from lhotse import Recording, RecordingSet
+
+    response = 0.01 ** np.linspace(0, 1, SAMPLE_RATE // 10) * np.random.default_rng(9).normal(
+        size=SAMPLE_RATE // 10
+    )
+    soundfile.write(folder / "room.wav", response / np.abs(response).max(), SAMPLE_RATE)
+    recording = Recording.from_file(folder / "room.wav", recording_id="room")
+    recording.sources[0].source = "room.wav"
+    RecordingSet.from_recordings([recording]).to_file(folder / "rir.jsonl.gz")
 
 
 def shrink(values: dict[str, Any]) -> None:
