@@ -73,9 +73,8 @@ def write_room(folder: Path) -> None:
     """Write FOLDER/rir.jsonl.gz with the response of one room, which fades within a tenth of a second."""
     from lhotse import Recording, RecordingSet
 
-    response = 0.01 ** np.linspace(0, 1, SAMPLE_RATE // 10) * np.random.default_rng(9).normal(
-        size=SAMPLE_RATE // 10
-    )
+    fade = 0.01 ** np.linspace(0, 1, SAMPLE_RATE // 10)
+    response = fade * np.random.default_rng(9).normal(size=fade.shape)
     soundfile.write(folder / "room.wav", response / np.abs(response).max(), SAMPLE_RATE)
     recording = Recording.from_file(folder / "room.wav", recording_id="room")
     recording.sources[0].source = "room.wav"
