@@ -35,7 +35,7 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
     """Copy a bundle; what differs is the latency that its metadata and its card name.
 
     Args:
-        source: the bundle.
+        source: the bundle's folder, or OWNER/NAME of a fetched one.
         target: must not exist yet.
         chunk_frames: encoder frames a chunk.
         left_frames: encoder frames of left context; None keeps them.
@@ -52,7 +52,7 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
             f"{source} is no conformer, which alone has a latency to choose. Export one instead."
         )
     metadata = latency_metadata(bundle.sizes.chunk_frames // SUBSAMPLING, left, bundle.sizes.pad_frames)
-    files = find_files(source, card := read_card(source))
+    files = find_files(bundle.folder, card := read_card(bundle.folder))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy-") as name:
         work = Path(name) / "bundle"

@@ -19,6 +19,8 @@ from onebest.samples import Resampler, check_samples
 FloatArray = npt.NDArray[np.float32]
 
 STANDARD_INPUT = "-"
+#: Of a file that is called so soundfile wants to be told the rate; by its content it may have one.
+_HEADERLESS = ".raw"
 #: Short blocks, for a text that is seen to grow, and long ones, for one that is not.
 BLOCK_SECONDS, LONG_BLOCK_SECONDS = 0.32, 5.12
 
@@ -43,7 +45,7 @@ def read_blocks(path: str | Path, seconds: float = BLOCK_SECONDS) -> Iterator[Fl
 
     Args:
         path: a file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3 and others); ``-`` is standard input,
-            which is read whole.
+            which is read whole, as any other pipe is.
         seconds: the length of a block.
 
     Raises:
@@ -81,10 +83,15 @@ class _ForwardFile(soundfile.SoundFile):
 
 def _open(path: str | Path) -> soundfile.SoundFile:
     if str(path) == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise AudioError("standard input is closed. Name an audio file.")
         return _ForwardFile(io.BytesIO(sys.stdin.buffer.read()))
-    if not Path(path).is_file():
-        problem = "is a folder" if Path(path).is_dir() else "no such file"
+    file = Path(path)
+    if not file.exists() or file.is_dir():
+        problem = "is a folder" if file.is_dir() else "no such file"
         raise AudioError(f"{path}: {problem}. Name an audio file.")
+    if not file.is_file() or file.suffix.lower() == _HEADERLESS:
+        return _ForwardFile(io.BytesIO(file.read_bytes()))
     # As bytes a name need not be text; only Windows wants it so.
     name = os.fsencode(path) if os.name == "posix" else str(path)
     return _ForwardFile(name)  # type: ignore[arg-type]

@@ -256,12 +256,13 @@ def load_bundle(folder: str | Path, threads: int = 1) -> Bundle:
     folder = find_model(folder)
     card = read_card(folder)
     files = find_files(folder, card)
-    vocabulary = parse_vocabulary(files.tokens.read_bytes(), str(files.tokens))
+    symbols = parse_vocabulary(files.tokens.read_bytes(), str(files.tokens))
     optimized = card.get("optimized") is True
     encoder = Graph.load(files.encoder, threads, optimized)
     decoder, joiner = (Graph.load(path, 1, optimized) for path in (files.decoder, files.joiner))
     sizes = _read_sizes(encoder, decoder, joiner)
     _check_front_end(encoder, card, files)
+    vocabulary = symbols.without_disambiguation(sizes.vocab_size)
     if len(vocabulary) != sizes.vocab_size:
         raise ModelError(
             f"{files.tokens} has {len(vocabulary)} tokens, the model {sizes.vocab_size}. "
@@ -287,7 +288,7 @@ def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
 
 def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -> None:
     if "front_end" in card:
-        check_spec(card["front_end"], f"{files.folder / 'card.json'}")
+        _check_spec(card["front_end"], f"{files.folder / 'card.json'}")
     written = encoder.metadata("front_end", default="")
     if not written:
         return
@@ -297,7 +298,11 @@ def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -
         raise ModelError(
             f"{encoder.path}: the metadata key 'front_end' is no JSON ({error}). Export the model again."
         ) from error
-    check_spec(spec if isinstance(spec, dict) else {}, str(encoder.path))
+    _check_spec(spec, str(encoder.path))
+
+
+def _check_spec(spec: object, where: str) -> None:
+    check_spec(spec if isinstance(spec, dict) else {}, where)
 
 
 def _check_graphs(encoder: Graph, decoder: Graph, joiner: Graph, sizes: Sizes) -> None:

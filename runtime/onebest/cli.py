@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the subcommand that the arguments name; return the exit status."""
+    _prepare_output()
     words = list(sys.argv[1:] if arguments is None else arguments)
     module = _find_module(words[0]) if words else None
     if module:
@@ -41,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     _overview(sorted(_installed_modules())).parse_args(words)
     return 2
+
+
+def _prepare_output() -> None:
+    """Let a text be written whose letters the terminal lacks, and nothing where an output is closed."""
+    for name in ("stdout", "stderr"):
+        output = getattr(sys, name)
+        if output is None:
+            setattr(sys, name, io.StringIO())
+        elif isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
 
 
 def _find_module(name: str) -> str | None:
@@ -85,3 +98,15 @@ def _run(name: str, module: str, words: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:
+        print(f"onebest {name}: {error}", file=sys.stderr)
+        _drop_output()
+        return 1
+
+
+def _drop_output() -> None:
+    """Keep what could not be written from being written once more when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

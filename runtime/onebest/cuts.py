@@ -2,7 +2,7 @@
 
 lhotse is imported where it is used, so the runtime does without it.
 
-Axis legend: S samples.
+Axis legend: C channels, S samples.
 """
 
 from __future__ import annotations
@@ -47,15 +47,28 @@ def read_cuts(path: Path) -> CutSet:
 
 
 def sort_cuts(cuts: Iterable[Cut]) -> list[Cut]:
-    """Return cuts by recording and start, as ``load_cuts`` wants them."""
+    """Return cuts by recording and start, as ``load_cuts`` wants them.
+
+    Raises:
+        DataError: one has no recording of its own; the message names it.
+    """
+    cuts = list(cuts)
+    for cut in cuts:
+        if getattr(cut, "recording", None) is None:
+            raise DataError(
+                f"cut {cut.id} has no recording of its own. Expected a manifest of cuts with audio."
+            )
     return sorted(cuts, key=lambda cut: (cut.recording.id, cut.start))
 
 
 def load_cuts(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, FloatArray]]:
     """Give each cut with its samples [S] at 16 kHz; neighbours that share a recording share its decoding.
 
+    Of a recording of several channels they are those of the cut's channel, or the mean of those it names.
+
     Raises:
-        DataError: a recording is missing, damaged or shorter than its cuts say; the message names it.
+        DataError: a recording is missing, damaged or shorter than its cuts say, or lacks a channel that one
+            names; the message names it.
     """
     for _, members in groupby(cuts, key=lambda cut: cut.recording.id):
         whole, rate = None, 0
@@ -66,8 +79,9 @@ def load_cuts(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, FloatArray]]:
 
 
 def _load_recording(cut: Cut) -> FloatArray:
+    """Return the samples [C, S] of a cut's whole recording."""
     try:
-        samples: FloatArray = cut.recording.load_audio()[0]
+        samples: FloatArray = cut.recording.load_audio()
     except Exception as error:
         source = cut.recording.sources[0].source
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -75,13 +89,25 @@ def _load_recording(cut: Cut) -> FloatArray:
     return samples
 
 
+def _channels(cut: Cut) -> list[int]:
+    """Return where the channels of a cut lie in its recording."""
+    wanted, present = cut.channel, cut.recording.channel_ids
+    try:
+        return [present.index(channel) for channel in ([wanted] if isinstance(wanted, int) else wanted)]
+    except ValueError as error:
+        raise DataError(
+            f"cut {cut.id} is of channel {wanted}, its recording {cut.recording.id} has {present}. Correct "
+            "the manifest."
+        ) from error
+
+
 def _slice(whole: FloatArray, rate: int, cut: Cut) -> FloatArray:
     first, count = round(cut.start * rate), round(cut.duration * rate)
-    samples = whole[first : first + count]
+    samples = whole[_channels(cut), first : first + count].mean(axis=0)
     if abs(len(samples) - count) > rate // 100:
         raise DataError(
             f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
-            f"{len(whole) / rate:.2f} s. Correct the manifest."
+            f"{whole.shape[1] / rate:.2f} s. Correct the manifest."
         )
     if rate != SAMPLE_RATE:
         import soxr

@@ -30,7 +30,15 @@ def to_json(name: str, result: Result) -> str:
             }
             for word in result.words
         ],
-        "tokens": [{"token": token.token, "start": round(token.start, 2)} for token in result.tokens],
+        "tokens": [
+            {
+                "token": token.token,
+                "start": round(token.start, 2),
+                "end": round(token.end, 2),
+                "confidence": round(token.confidence, 3),
+            }
+            for token in result.tokens
+        ],
     }
     return json.dumps(content) + "\n"
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -142,6 +143,6 @@ def _check(phrases: Phrases) -> dict[str, float]:
     for phrase, weight in weights.items():
         if not isinstance(phrase, str) or not phrase.strip():
             raise ConfigError(f"Expected a word or phrase as a hotword, got {phrase!r}. Leave it out.")
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        if not isinstance(weight, Real) or not math.isfinite(weight):
             raise ConfigError(f"The weight of the hotword {phrase!r} is {weight!r}. Choose a finite number.")
     return weights

@@ -32,7 +32,12 @@ def pull(name: str, revision: str | None = None) -> Path:
     """
     target = fetched_folder(name)
     staging = target.with_name(f".{target.name}.partial")
-    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"{staging} cannot be made ({error}). Name a folder for models in $ONEBEST_CACHE."
+        ) from error
     card = _fetch(name, _CARD, revision, staging)
     if _is_same(card, target):
         shutil.rmtree(staging)

@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from onebest.bundle import Bundle, load_bundle
 from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
-from onebest.errors import ConfigError, ModelError, StreamError
+from onebest.errors import AudioError, ConfigError, ModelError, StreamError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
 from onebest.gate import VoiceGate
 from onebest.hotwords import ROOT, Hotwords, Phrases
 from onebest.layout import SUBSAMPLING
-from onebest.results import Result, Segment, Transcript
+from onebest.results import Result, Segment, Transcript, seconds
 from onebest.samples import Resampler, check_samples
 from onebest.search import Emission, SearchState, search, start_state
 from onebest.streams import State
@@ -112,7 +112,7 @@ class Recognizer:
         self,
         sample_rate: int = SAMPLE_RATE,
         *,
-        endpoints: bool | Sequence[EndpointRule] = False,
+        endpoints: bool | EndpointRule | Sequence[EndpointRule] = False,
         hotwords: Phrases = (),
         silence_dbfs: float | None = None,
     ) -> Stream:
@@ -120,32 +120,54 @@ class Recognizer:
 
         Args:
             sample_rate: the rate of its samples.
-            endpoints: the rules that end a segment; True is ``DEFAULT_RULES``, False is one segment for all.
+            endpoints: the rules that end a segment, or a single one; True is ``DEFAULT_RULES``, False is one
+                segment for all.
             hotwords: see ``Stream.set_hotwords``.
             silence_dbfs: spare the encoder long silence, which is what is nowhere louder than white noise of
                 this level in decibels of full scale, -70 for example; None spares it nothing.
 
         Raises:
             AudioError: no recogniser could use such a rate.
-            ConfigError: a hotword that this model cannot write.
+            ConfigError: a hotword that this model cannot write, or a rule whose seconds are no number.
         """
         rules = DEFAULT_RULES if endpoints is True else endpoints or ()
-        gate = None if silence_dbfs is None else VoiceGate(silence_dbfs, *self.bundle.silence_frames)
-        stream = Stream(self, sample_rate, rules, gate)
+        endpointer = Endpointer([rules] if isinstance(rules, EndpointRule) else rules) if rules else None
+        gate = None if silence_dbfs is None else self._make_gate(silence_dbfs, endpointer)
+        stream = Stream(self, sample_rate, endpointer, gate)
         stream.set_hotwords(hotwords)
         return stream
 
-    def transcribe(self, audio: str | Path | npt.NDArray[Any], sample_rate: int = SAMPLE_RATE) -> Result:
+    def _make_gate(self, silence_dbfs: float, endpointer: Endpointer | None) -> VoiceGate:
+        """Return a gate that shuts when nothing more comes of a silence, no endpoint either."""
+        memory_frames, period_frames = self.bundle.silence_frames
+        if endpointer:
+            waits = endpointer.silence_frames * SUBSAMPLING
+            memory_frames = max(memory_frames, waits + self.bundle.sizes.window_frames)
+        return VoiceGate(silence_dbfs, memory_frames, period_frames)
+
+    def transcribe(
+        self,
+        audio: str | Path | npt.NDArray[Any],
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        hotwords: Phrases = (),
+    ) -> Result:
         """Return the final result for a file, or for samples [S] of the given rate.
+
+        Args:
+            audio: what to recognise.
+            sample_rate: of the samples; a file says its own.
+            hotwords: see ``Stream.set_hotwords``.
 
         Raises:
             AudioError: the file cannot be read, or the samples are not audio.
+            ConfigError: a hotword that this model cannot write.
         """
         if not isinstance(audio, (str, Path)):
-            return _run(self.stream(sample_rate), [audio])
+            return _run(self.stream(sample_rate, hotwords=hotwords), [audio])
         from onebest.audio import LONG_BLOCK_SECONDS, read_blocks
 
-        return _run(self.stream(), read_blocks(audio, LONG_BLOCK_SECONDS))
+        return _run(self.stream(hotwords=hotwords), read_blocks(audio, LONG_BLOCK_SECONDS))
 
     def advance(self, streams: Iterable[Stream]) -> None:
         """Recognise the next chunk of every stream that is ready, in batches, and add to their results.
@@ -203,7 +225,11 @@ class Stream:
     """
 
     def __init__(
-        self, recognizer: Recognizer, sample_rate: int, rules: Sequence[EndpointRule], gate: VoiceGate | None
+        self,
+        recognizer: Recognizer,
+        sample_rate: int,
+        endpointer: Endpointer | None,
+        gate: VoiceGate | None,
     ):
         self.recognizer = recognizer
         self.state = recognizer.start_state
@@ -214,7 +240,7 @@ class Stream:
         self._waiting_frames = 0
         self._received_samples = self._front_end_samples = 0
         self._transcript = Transcript(recognizer.bundle.vocabulary)
-        self._endpointer = Endpointer(rules) if rules else None
+        self._endpointer = endpointer
         self._gate = gate
         #: The gate opens and shuts between chunks.
         self._chunks_a_step = 1 if gate else recognizer.bundle.chunks_a_call
@@ -248,6 +274,11 @@ class Stream:
         return max(0, self._waiting_frames - sizes.pad_frames) // sizes.chunk_frames
 
     @property
+    def decoded_seconds(self) -> float:
+        """Audio, in seconds from the first sample, whose words have been looked for."""
+        return seconds(self._encoder_frames)
+
+    @property
     def missing_seconds(self) -> float:
         """Audio that the next window lacks at least, so what is shorter makes no chunk ready.
 
@@ -257,17 +288,20 @@ class Stream:
         end = (frames * FRAME_SHIFT_SAMPLES + _REACH_SAMPLES) / SAMPLE_RATE
         return max(0.0, end - self._received_samples / self._resampler.sample_rate)
 
-    def accept(self, samples: npt.NDArray[Any]) -> Result:
+    def accept(self, samples: npt.NDArray[Any], sample_rate: int | None = None) -> Result:
         """Take the next samples [S] and return what has been recognised so far.
 
         Args:
             samples: float32 in [-1, 1] or int16, mono, of the stream's rate; any number, none included.
+            sample_rate: of these samples, to be sure that it is the stream's.
 
         Raises:
-            AudioError: another type or shape, or values that are no audio; the stream goes on as before.
+            AudioError: another type, shape or rate, or values that are no audio; the stream goes on as
+                before.
             StreamError: the stream is finished.
         """
         self._check_open()
+        self._check_rate(sample_rate)
         checked = check_samples(samples)
         for start in range(0, len(checked), _PART_SAMPLES):
             self._push(checked[start : start + _PART_SAMPLES])
@@ -284,7 +318,7 @@ class Stream:
         self._advance()
         return self.result
 
-    def push(self, samples: npt.NDArray[Any]) -> None:
+    def push(self, samples: npt.NDArray[Any], sample_rate: int | None = None) -> None:
         """Take the next samples [S] in, as ``accept`` does, but recognise nothing yet.
 
         Raises:
@@ -292,6 +326,7 @@ class Stream:
             StreamError: the stream has ended.
         """
         self._check_open()
+        self._check_rate(sample_rate)
         self._push(check_samples(samples))
 
     def end(self) -> None:
@@ -363,6 +398,13 @@ class Stream:
         if self._ended:
             raise StreamError("This stream is finished. Get a new one from Recognizer.stream().")
 
+    def _check_rate(self, sample_rate: int | None) -> None:
+        if sample_rate not in (None, rate := self._resampler.sample_rate):
+            raise AudioError(
+                f"This stream's samples are of {rate} Hz, these are of {sample_rate}. Resample them, or get "
+                "another stream."
+            )
+
     def _push(self, samples: FloatArray) -> None:
         self._compute(self._resampler.accept(samples))
         self._received_samples += len(samples)
@@ -418,8 +460,12 @@ class Stream:
         """
         first, chunk_frames = self._encoder_frames, self.recognizer.bundle.sizes.chunk_frames // SUBSAMPLING
         found = {emission.frame: emission for emission in emissions}
+        starts_word = self.recognizer.bundle.vocabulary.starts_word
         for frame in range(frames):
-            if emission := found.get(frame):
+            emission = found.get(frame)
+            if emission:
+                if self._endpointer and self._endpointer.ends_before(bool(starts_word[emission.token])):
+                    self._transcript.close(first + frame)
                 self._transcript.add(emission.token, first + frame, emission.confidence)
                 self._last_token = first + frame
             if self._endpointer and self._endpointer.take(emission is not None):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from onebest.vocabulary import Speller, Vocabulary
@@ -26,13 +26,18 @@ class Token(NamedTuple):
 
     Attributes:
         token: what it adds to the text; a leading space starts a word.
-        start: seconds from the stream's first sample; it lasts one encoder frame, 40 ms.
+        start: seconds from the stream's first sample to the encoder frame that it was heard in.
         confidence: the model's probability of this token in that frame, in [0, 1].
     """
 
     token: str
     start: float
     confidence: float
+
+    @property
+    def end(self) -> float:
+        """Seconds to the end of that frame, 40 ms later."""
+        return seconds(round(self.start * 1000 / FRAME_MS) + 1)
 
 
 class Word(NamedTuple):
@@ -72,10 +77,10 @@ class Segment:
 
 
 class _Closed(NamedTuple):
-    """A finished segment, and its text with the spaces around it."""
+    """A finished segment, and what each of its tokens adds to the text."""
 
     segment: Segment
-    spelled: str
+    pieces: Sequence[str]
 
 
 class Result:
@@ -98,8 +103,7 @@ class Result:
     @cached_property
     def text(self) -> str:
         """The words of all segments, single-spaced as the model wrote them."""
-        spelled = [closed.spelled for closed in self._closed[: self._closed_count]]
-        return "".join([*spelled, *self._running.pieces[: self._running_count]]).strip()
+        return "".join(self._pieces).strip()
 
     @cached_property
     def tokens(self) -> tuple[Token, ...]:
@@ -109,8 +113,11 @@ class Result:
 
     @cached_property
     def words(self) -> tuple[Word, ...]:
-        """The words of the text with their times; the last may still grow."""
-        return tuple(word for part in (*self.segments, self.partial) for word in part.words)
+        """The words of the text with their times; the last may still grow.
+
+        One that an endpoint cuts is whole here, and in two parts in the segments.
+        """
+        return _words(self.tokens, self._pieces)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -133,6 +140,11 @@ class Result:
         kind = "final" if self.is_final else "partial"
         return f"<{kind} result after {self.duration:.2f} s: {self.text!r}>"
 
+    @property
+    def _pieces(self) -> list[str]:
+        closed = chain.from_iterable(closed.pieces for closed in self._closed[: self._closed_count])
+        return [*closed, *self._running.pieces[: self._running_count]]
+
     def _all(self) -> tuple[object, ...]:
         return (self.segments, self.partial, self.is_final, self.duration)
 
@@ -140,16 +152,13 @@ class Result:
 class _Running:
     """The tokens since the last endpoint, and what each adds to the text. Both lists only grow."""
 
-    def __init__(self, start: float):
+    def __init__(self, start: float, tokens: Sequence[Token] = (), pieces: Sequence[str] = ()):
         self.start = start
-        self.tokens: list[Token] = []
-        self.pieces: list[str] = []
+        self.tokens, self.pieces = list(tokens), list(pieces)
 
-    def to_segment(self, count: int, rest: str = "") -> Segment:
-        """Return the first tokens as a segment; the rest belongs to the last of them."""
+    def to_segment(self, count: int) -> Segment:
+        """Return the first tokens as a segment."""
         tokens, pieces = self.tokens[:count], self.pieces[:count]
-        if rest:
-            pieces[-1] += rest
         words = _words(tokens, pieces)
         start, end = (words[0].start, words[-1].end) if words else (self.start, self.start)
         return Segment("".join(pieces).strip(), words, tuple(tokens), start, end)
@@ -174,9 +183,9 @@ class Transcript:
         """End the running segment, the next starts at this frame; one without tokens leaves nothing."""
         running, self._running = self._running, _Running(seconds(frame))
         if running.tokens:
-            rest = self._speller.finish()
-            segment = running.to_segment(len(running.tokens), rest)
-            self._closed.append(_Closed(segment, "".join(running.pieces) + rest))
+            pieces = [*running.pieces[:-1], running.pieces[-1] + self._speller.finish()]
+            closed = _Running(running.start, running.tokens, pieces)
+            self._closed.append(_Closed(closed.to_segment(len(pieces)), pieces))
 
     def take(self) -> tuple[Segment, ...]:
         """Return the finished segments and forget them."""
@@ -200,6 +209,7 @@ def _words(tokens: Sequence[Token], pieces: Sequence[str]) -> tuple[Word, ...]:
         text = "".join(pieces[first:last]).strip()
         if text:
             logs = [math.log(max(token.confidence, 1e-30)) for token in tokens[first:last]]
-            end = seconds(round(tokens[last - 1].start * 1000 / FRAME_MS) + 1)
-            words.append(Word(text, tokens[first].start, end, math.exp(sum(logs) / len(logs))))
+            words.append(
+                Word(text, tokens[first].start, tokens[last - 1].end, math.exp(sum(logs) / len(logs)))
+            )
     return tuple(words)

@@ -27,8 +27,9 @@ def check_samples(samples: npt.NDArray[Any]) -> FloatArray:
     Raises:
         AudioError: another type or shape, NaN, infinity, or a level that no float32 audio has.
     """
-    if not isinstance(samples, np.ndarray) or samples.dtype not in (np.float32, np.int16):
-        found = samples.dtype if isinstance(samples, np.ndarray) else type(samples).__name__
+    is_array = isinstance(samples, np.ndarray) and not isinstance(samples, np.ma.MaskedArray)
+    if not is_array or samples.dtype not in (np.float32, np.int16):
+        found = samples.dtype if is_array else type(samples).__name__
         raise AudioError(f"Expected a NumPy array of float32 in [-1, 1] or int16, got {found}. Convert it.")
     if samples.ndim != 1:
         raise AudioError(f"Expected mono samples of one axis, got the shape {samples.shape}. Mix them.")

@@ -53,13 +53,21 @@ def format_vtt(cue: Cue) -> str:
 def _group(words: Sequence[Word]) -> Iterator[list[Word]]:
     group: list[Word] = []
     for word in words:
-        longer = [*group, word]
-        if group and (len(_wrap(longer)) > CUE_LINES or word.end - group[0].start > CUE_SECONDS):
+        if group and not _fits(group, word):
             yield group
-            longer = [word]
-        group = longer
+            group = []
+        group.append(word)
     if group:
         yield group
+
+
+def _fits(group: Sequence[Word], word: Word) -> bool:
+    """Whether a cue may have this word too: it is short enough then, and the word comes while it stands."""
+    return (
+        len(_wrap([*group, word])) <= CUE_LINES
+        and word.end - group[0].start <= CUE_SECONDS
+        and word.start - group[-1].end <= LINGER_SECONDS
+    )
 
 
 def _wrap(words: Sequence[Word]) -> list[str]:

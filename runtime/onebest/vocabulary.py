@@ -20,6 +20,8 @@ BLANK = 0
 UNKNOWN_SYMBOL = "<unk>"
 WORD_START = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+#: What icefall's lexicons use to tell words apart that sound alike; its models never emit it.
+_DISAMBIGUATION = re.compile(r"#[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,21 @@ class Vocabulary:
         return speaks
 
     @cached_property
+    def starts_word(self) -> npt.NDArray[np.bool_]:
+        """Whether each id [V] begins a word: all do in a vocabulary that marks no word's start."""
+        starts = np.array([self.spell(token).startswith(" ") for token in range(len(self))])
+        return starts if starts.any() else ~starts
+
+    @cached_property
     def spelled(self) -> tuple[bytes, ...]:
         """What each id [V] adds to the text, as UTF-8."""
         return tuple(_spell(symbol) for symbol in self.symbols)
+
+    def without_disambiguation(self, size: int) -> Vocabulary:
+        """Return the first symbols where all behind them are ``#0``, ``#1``, ...; else this vocabulary."""
+        if all(map(_DISAMBIGUATION.fullmatch, self.symbols[size:])):
+            return Vocabulary(self.symbols[:size])
+        return self
 
     def spell(self, token: int) -> str:
         """Return what one token adds to the text: its symbol, a word's start written as a space."""

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from onebest import Recognizer
 from onebest.cli import main
@@ -64,13 +66,17 @@ def test_options_and_real_speech(tiny, tmp_path, capsys):
         (["--notes", "missing.json"], "missing.json: cannot be read as JSON"),
         (["--notes", "list.json"], "expected a JSON object, found list"),
         (["--notes", "broken.json"], "cannot be read as JSON"),
+        (["--notes", "null.json"], "'training' is None, expected a JSON object"),
         (["--check-audio", "missing.wav"], "missing.wav"),
+        (["--check-audio", "short.wav"], "--check-audio is 0.50 s of audio, less than a chunk"),
     ],
 )
 def test_wrong_options_are_one_line(tiny, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     Path("list.json").write_text("[1]")
     Path("broken.json").write_text("{")
+    Path("null.json").write_text('{"training": null}')
+    soundfile.write("short.wav", np.zeros(8000), 16000)
     assert main(["export", str(tiny.path), "model", *options]) == 1
     error = capsys.readouterr().err
     assert message in error

@@ -1,6 +1,7 @@
 """A copy of a bundle at another latency: the same numbers, other metadata; sherpa-onnx runs it as we do."""
 
 import json
+import shutil
 
 import onnx
 import pytest
@@ -38,6 +39,13 @@ def test_sherpa_gives_our_tokens_at_that_latency(int8_bundle, tmp_path, chunk_ms
     check_same_tokens(expected, copy_bundle(target, tmp_path / "model"), CLIPS[0], ours.bundle.sizes)
     own = Recognizer(int8_bundle).transcribe(CLIPS[0])
     assert expected.tokens != own.tokens
+
+
+def test_a_fetched_model(int8_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEBEST_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(int8_bundle, tmp_path / "cache" / "owner" / "name")
+    assert main(["copy-latency", "owner/name", str(tmp_path / "copy"), "--chunk-ms", "320"]) == 0
+    assert load_bundle(tmp_path / "copy").sizes.chunk_frames == 32
 
 
 def test_a_bundle_without_a_card_stays_without(int8_bundle, tmp_path):

@@ -1,6 +1,7 @@
 import io
 import os
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,24 @@ def test_standard_input(monkeypatch, tmp_path, suffix):
     content = (tmp_path / f"a.{suffix}").read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     np.testing.assert_allclose(read("-"), read(tmp_path / f"a.{suffix}"), atol=1e-6)
+
+
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    soundfile.write(tmp_path / "a.flac", AUDIO, 16000)
+    content = (tmp_path / "a.flac").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[content])
+    writer.start()
+    np.testing.assert_array_equal(read(tmp_path / "pipe"), read(tmp_path / "a.flac"))
+    writer.join()
+
+
+def test_the_content_of_a_raw_file_decides(tmp_path):
+    soundfile.write(tmp_path / "a.wav", AUDIO, 16000)
+    (tmp_path / "a.RAW").write_bytes((tmp_path / "a.wav").read_bytes())
+    np.testing.assert_array_equal(read(tmp_path / "a.RAW"), read(tmp_path / "a.wav"))
+    (tmp_path / "b.raw").write_bytes(bytes(1000))
+    refuse(tmp_path / "b.raw", r"b\.raw: cannot be read as audio")
 
 
 def test_a_name_that_is_no_text(tmp_path):

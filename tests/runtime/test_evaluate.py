@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from tiny_model import make_audio
 
@@ -144,10 +144,10 @@ def test_without_delay_there_is_none(evaluate, monkeypatch):
     assert "delay" not in lines[0]
     make = Recognizer.__init__
 
-    def fixed(self, model=None, *, chunk_ms=None, beam=1):
-        if chunk_ms == 40_000:
+    def fixed(self, model=None, **options):
+        if options["chunk_ms"] == 40_000:
             raise ModelError("this graph has its chunk fixed")
-        make(self, model, chunk_ms=chunk_ms, beam=beam)
+        make(self, model, **options)
 
     monkeypatch.setattr(Recognizer, "__init__", fixed)
     assert evaluate()[1]["due"] is None
@@ -169,6 +169,19 @@ def test_a_recording_is_decoded_once(manifest, monkeypatch):
     assert {len(found) for found in samples.values()} == {24000}
 
 
+def test_a_channel_is_the_cuts_own(tmp_path, recognizer):
+    left, right = make_audio(1.0, 1), make_audio(1.0, 2)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
+    both = Recording.from_file(tmp_path / "a.wav").to_cut()
+    alone = [MonoCut(str(c), 0.0, 1.0, c, recording=both.recording) for c in (0, 1)]
+    found = [samples for _, samples in load_cuts([*alone, both])]
+    for samples, expected in zip(found, (left, right, (left + right) / 2), strict=True):
+        np.testing.assert_allclose(samples, expected, atol=1e-6)
+    alone[1].channel = 2
+    with pytest.raises(DataError, match=r"cut 1 is of channel 2, its recording a has \[0, 1\]"):
+        list(load_cuts(alone))
+
+
 def test_another_rate_is_resampled(tmp_path):
     soundfile.write(tmp_path / "a.wav", make_audio(1.0, rate=44100), 44100)
     cut = Recording.from_file(tmp_path / "a.wav").to_cut()
@@ -186,6 +199,34 @@ def test_a_folder_like_librispeech(tmp_path):
     (folder / "19-198.trans.txt").write_text("19-198-0001 HELLO\n")
     with pytest.raises(DataError, match="19-198-0001 has no flac"):
         read_cuts(tmp_path)
+
+
+def test_the_options_of_the_search(evaluate):
+    plain = evaluate("--no-delay")[1]
+    for options in (["--left-context", "1"], ["--blank-penalty", "-2"], ["--hotword", "the a"]):
+        content = evaluate("--no-delay", *options)[1]
+        assert content["cuts"] != plain["cuts"]
+        assert content["scores"]["overall"]["wer"] > 0
+    assert content["hotwords"] == ["the a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--jobs", "0"], "--jobs is 0. It must be 1 or more"),
+        (["--limit", "-1"], "--limit is -1. It must be 1 or more"),
+        (["--hotword", "4711"], "cannot be spelled"),
+        (["--json", "/dev/null/out.json"], "/dev/null/out.json cannot be written"),
+    ],
+)
+def test_options_that_cannot_be(tiny_folder, manifest, capsys, options, says):
+    assert main(["evaluate", str(manifest), "--model", str(tiny_folder), *options]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_cut_without_a_recording(tiny_folder, tmp_path, capsys):
+    CutSet.from_cuts([MonoCut("silent", 0.0, 1.0, 0)]).to_file(tmp_path / "cuts.jsonl")
+    refuse(capsys, tiny_folder, tmp_path / "cuts.jsonl", "cut silent has no recording of its own")
 
 
 def refuse(capsys, tiny_folder, manifest, says):

@@ -9,7 +9,7 @@ from kaldialign import edit_distance
 from tiny_model import make_audio
 
 import onebest.bundle
-from onebest import Recognizer
+from onebest import EndpointRule, Recognizer
 from onebest.gate import SHORTEST_HOLD_FRAMES, VoiceGate
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -72,6 +72,16 @@ def test_silence_at_the_end_is_spared(shipped, monkeypatch):
     gated, steps = run(shipped, monkeypatch, audio, silence_dbfs=LEVEL)
     assert gated == plain
     assert all_steps - steps > 30
+
+
+def test_an_endpoint_comes_as_early(shipped):
+    audio = np.concatenate([read("librispeech-2412-153954-0000.flac"), noise(15.0, -200)])
+    moments = []
+    for options in ({}, {"silence_dbfs": LEVEL}):
+        stream = shipped.stream(endpoints=EndpointRule(silence=8.0, needs_speech=True), **options)
+        moments.append([bool(stream.accept(piece).segments) for piece in np.split(audio, 20)])
+    assert moments[0] == moments[1]
+    assert moments[0][-1]
 
 
 def test_what_is_louder_is_not_spared(shipped, monkeypatch):

@@ -105,7 +105,8 @@ def test_frames_far_from_every_phrase_are_untouched(symbols, phrase):
 def test_a_negative_weight_avoids_a_phrase():
     frames = [frame("▁te", behind=9), frame("s", "ten", behind=1.0)]
     assert hear(frames, []) == "tes"
-    assert hear(frames, {"tes": -3.0}) == "teten"
+    for weight in (-3.0, np.float32(-3.0)):
+        assert hear(frames, {"tes": weight}) == "teten"
 
 
 def test_several_words_and_phrases_that_overlap():

@@ -155,6 +155,13 @@ def test_a_model_that_was_not_fetched(cache):
         Recognizer(NAME)
 
 
+def test_a_cache_that_cannot_be_made(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONEBEST_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match=r"cannot be made .* in \$ONEBEST_CACHE"):
+        pull(NAME)
+
+
 def test_a_folder_of_that_name_comes_first(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_bundle(tmp_path / NAME)

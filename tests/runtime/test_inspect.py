@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from tiny_model import CHUNK, LEFT, SYMBOLS
 
 from onebest.cli import main
@@ -34,6 +35,32 @@ def test_what_a_card_may_say(tiny_copy, capsys):
     printed = capsys.readouterr().out
     assert "trained with  2.5 hours: one, two\n" in printed
     assert "WER % 640 ms  one 12.3, two 6.0\n" in printed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": None},
+        {"training": [1]},
+        {"training": {"audio_hours": 1, "data": "x"}},
+        {"training": {"audio_hours": 1, "data": [{"hours": 1}, 2]}},
+        {"wer": None},
+        {"wer": {"640 ms": {"one": "x"}}},
+    ],
+)
+def test_what_a_card_should_not_say(tiny_copy, capsys, changes):
+    card = json.loads((tiny_copy / "card.json").read_text())
+    (tiny_copy / "card.json").write_text(json.dumps({**card, **changes}))
+    assert main(["inspect", str(tiny_copy)]) == 0
+    assert "name          tiny\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("front_end", [None, [], "x"])
+def test_a_front_end_that_is_none(tiny_copy, capsys, front_end):
+    card = json.loads((tiny_copy / "card.json").read_text())
+    (tiny_copy / "card.json").write_text(json.dumps({**card, "front_end": front_end}))
+    assert main(["inspect", str(tiny_copy)]) == 1
+    assert "was made with another front end" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_card(tiny_copy, capsys):

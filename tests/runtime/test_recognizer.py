@@ -213,6 +213,17 @@ def test_nothing_gives_an_empty_result(recognizer):
     assert (result.text, result.tokens, result.is_final, result.duration) == ("", (), True, 0.0)
 
 
+def test_a_change_of_rate_is_refused(recognizer):
+    audio = make_audio(1.0)
+    stream = recognizer.stream()
+    for accept in (stream.accept, stream.push):
+        with pytest.raises(AudioError, match="are of 16000 Hz, these are of 8000"):
+            accept(audio, 8000)
+    stream.accept(audio[:8000], 16000)
+    stream.accept(audio[8000:])
+    assert stream.finish() == recognizer.transcribe(audio)
+
+
 def test_an_impossible_rate_is_refused(recognizer):
     with pytest.raises(AudioError, match="sample rate"):
         recognizer.stream(sample_rate=0)

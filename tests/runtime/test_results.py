@@ -13,6 +13,7 @@ from tiny_model import CHUNK, SYMBOLS, make_audio
 import onebest.recognizer
 from onebest import EndpointRule, Recognizer
 from onebest.endpoint import DEFAULT_RULES, Endpointer
+from onebest.errors import ConfigError
 from onebest.frontend import compute_features
 from onebest.results import Transcript
 from onebest.vocabulary import Vocabulary
@@ -76,16 +77,56 @@ def test_a_word_that_an_endpoint_cuts_is_whole_in_the_text():
     assert (result.text, result.segments[0].text, result.partial.text) == ("thebc", "theb", "c")
 
 
-def ends(rules, speech):
-    endpointer = Endpointer(rules)
-    return [frame for frame, speaks in enumerate(speech) if endpointer.take(speaks)]
+def test_the_words_are_those_of_the_text():
+    transcript = Transcript(VOCABULARY)
+    say(transcript, "▁the", "b")
+    transcript.close(2)
+    say(transcript, "c", "▁a", first=2)
+    transcript.close(4)
+    result = transcript.to_result(True, 1.0)
+    assert [word[:3] for word in result.words] == [("thebc", 0.0, 0.12), ("a", 0.12, 0.16)]
+    assert [[word.text for word in segment.words] for segment in result.segments] == [["theb"], ["c", "a"]]
+
+
+def ends(rules, frames):
+    """Return behind which frames a segment ends; a frame is " " or "c", a token of that kind, or None."""
+    endpointer, found = Endpointer(rules), []
+    for frame, token in enumerate(frames):
+        if token and endpointer.ends_before(token == " "):
+            found.append(frame - 1)
+        if endpointer.take(bool(token)):
+            found.append(frame)
+    return found
 
 
 def test_the_three_rules():
-    assert ends(DEFAULT_RULES, [False] * 125) == [59, 119]
-    assert ends(DEFAULT_RULES, [False] * 10 + [True] + [False] * 40) == [40]
-    assert ends(DEFAULT_RULES, [True] * 1001) == [499, 999]
-    assert ends((), [False] * 1000) == []
+    assert ends(DEFAULT_RULES, [None] * 125) == [59, 119]
+    assert ends(DEFAULT_RULES, [None] * 10 + [" "] + [None] * 40) == [40]
+    assert ends(DEFAULT_RULES, [" "] * 1001) == [499, 999]
+    assert ends((), [None] * 1000) == []
+
+
+def test_a_rule_of_length_waits_for_the_end_of_a_word():
+    rules = [EndpointRule(length=2.0)]
+    assert ends(rules, ["c"] * 53 + [" "] + ["c"] * 20) == [52]
+    assert ends(rules, ["c"] * 52 + [None] * 40) == [61]
+    assert ends(rules, ["c"] * 45 + [None] * 40) == [54]
+    assert ends(rules, ["c"] * 30 + [None] * 40) == [49]
+    assert ends(rules, ["c"] * 200) == [74, 149]
+    assert ends([EndpointRule(length=2.0, silence=0.04)], ["c"] * 55 + [None] * 3) == [55]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, np.nan, np.inf])
+def test_a_rule_that_is_none(recognizer, seconds):
+    with pytest.raises(ConfigError, match="Give it a number of 0 or more"):
+        recognizer.stream(endpoints=EndpointRule(silence=seconds))
+
+
+def test_a_single_rule(recognizer):
+    for rule in (EndpointRule(length=1.0), [EndpointRule(length=1.0)]):
+        stream = recognizer.stream(endpoints=rule)
+        stream.accept(AUDIO)
+        assert len(stream.finish().segments) > 3
 
 
 @settings(deadline=None, max_examples=25)
@@ -106,7 +147,7 @@ def test_endpoints_lose_and_double_nothing(recognizer, cuts, taken):
     for segment in segments:
         assert segment.start == segment.tokens[0].start
         assert [word.start for word in segment.words] == sorted(word.start for word in segment.words)
-        assert segment.end - segment.start <= 1.0 + 0.04
+        assert segment.end - segment.start <= 2.0 + 0.04
     for earlier, later in pairwise(segments):
         assert earlier.end <= later.start
     texts = [segment.text for segment in segments]

@@ -20,6 +20,7 @@ def test_int16_is_float32():
         (np.zeros(3), "got float64"),
         (np.zeros(3, np.int32), "got int32"),
         (np.zeros((2, 3), np.float32), r"got the shape \(2, 3\)"),
+        (np.ma.masked_array(np.zeros(3, np.float32)), "got MaskedArray"),
         (np.zeros((), np.float32), r"got the shape \(\)"),
         (np.array([0, 0, np.nan, 0], np.float32), "Sample 2 is nan"),
         (np.array([0, -np.inf, 0], np.float32), "Sample 1 is -inf"),

@@ -41,6 +41,11 @@ def test_a_cue_stays_a_little_after_its_last_word():
     assert make_cues([]) == []
 
 
+def test_a_pause_ends_a_cue():
+    words = [Word("hello", 1.0, 1.5, 0.9), Word("there", 2.4, 2.8, 0.9), Word("again", 3.9, 4.2, 0.9)]
+    assert make_cues(words) == [Cue("hello there", 1.0, 3.8), Cue("again", 3.9, 5.2)]
+
+
 @pytest.mark.parametrize(
     ("seconds", "clock"),
     [(0.0, "00:00:00,000"), (59.9996, "00:01:00,000"), (3661.25, "01:01:01,250"), (360000, "100:00:00,000")],

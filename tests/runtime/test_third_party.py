@@ -1,6 +1,7 @@
 """Models in the layouts that icefall exports: the same tokens as in sherpa-onnx, alone and in a batch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,18 @@ def test_same_tokens_and_times_as_sherpa_onnx(model, tmp_path):
     assert [token.token for token in ours.tokens] == theirs["tokens"]
     np.testing.assert_allclose([token.start for token in ours.tokens], theirs["starts"], atol=1e-4)
     assert len(set(theirs["tokens"])) > 5
+
+
+def test_what_tells_words_apart_in_a_lexicon_is_no_token(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    size = Recognizer(model).bundle.sizes.vocab_size
+    tokens = (model / "tokens.txt").read_text()
+    (copy / "tokens.txt").write_text(f"{tokens}#0 {size}\n#1 {size + 1}\n")
+    assert Recognizer(copy).transcribe(AUDIOS[1]) == Recognizer(model).transcribe(AUDIOS[1])
+    for more in (f"#0 {size}\nx {size + 1}\n", f"x {size}\n"):
+        (copy / "tokens.txt").write_text(tokens + more)
+        with pytest.raises(ModelError, match=r"the tokens\.txt that was exported with the model"):
+            Recognizer(copy)
 
 
 def test_a_batch_gives_what_each_gives_alone(model):

@@ -66,7 +66,15 @@ def test_json(transcribe, recognizer, file, option):
                 }
                 for word in result.words
             ],
-            "tokens": [{"token": token.token, "start": token.start} for token in result.tokens],
+            "tokens": [
+                {
+                    "token": token.token,
+                    "start": token.start,
+                    "end": round(token.start + 0.04, 2),
+                    "confidence": round(token.confidence, 3),
+                }
+                for token in result.tokens
+            ],
         }
     ]
 
@@ -106,10 +114,60 @@ def test_outputs_that_cannot_be(transcribe, file, tmp_path):
         ((file, file, "--output", file), "is a file, but there are several to write"),
         ((file, other / "a.flac", "--output", tmp_path / "out"), "Several files would be written to"),
         ((file, "--output", file / "text.txt"), "cannot be written"),
+        ((file, "--output", file), "would be overwritten by its text"),
     ]:
         status, lines, (error,) = transcribe(*arguments)
         assert (status, lines) == (1, [])
         assert says in error
+
+
+def test_a_pipe_and_a_link_stay_what_they_are(transcribe, recognizer, file, tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    link.symlink_to("target.txt")
+    for output in (pipe, link):
+        assert transcribe(file, "--output", output) == (0, [], [])
+    text = recognizer.transcribe(AUDIO).text + "\n"
+    assert (os.read(reader, 10000).decode(), (tmp_path / "target.txt").read_text()) == (text, text)
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "options", [["--left-context", "1"], ["--blank-penalty", "-2"], ["--hotword", "the a"]]
+)
+def test_what_changes_the_search(transcribe, recognizer, file, options):
+    assert transcribe(file, *options) != (0, [recognizer.transcribe(AUDIO).text], [])
+    assert transcribe(file, *options)[0] == 0
+
+
+def test_a_hotword_that_the_model_cannot_write(transcribe, file):
+    status, lines, (error,) = transcribe(file, "--hotword", "4711")
+    assert (status, lines) == (1, [])
+    assert "cannot be spelled" in error
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "says"),
+    [
+        (">/dev/full", 1, "No space left"),
+        (">&-", 0, ""),
+        ("<&- -", 1, "standard input is closed"),
+        ("$(printf '\\303\\266.wav')", 1, "no such file"),
+    ],
+)
+def test_outputs_and_inputs_that_are_not_there(tiny_folder, file, redirection, status, says):
+    name = "" if "-" in redirection.split() or "printf" in redirection else f"'{file}'"
+    program = "import sys; from onebest.cli import main; sys.exit(main())"
+    command = f"'{sys.executable}' -c '{program}' transcribe --model '{tiny_folder}' {name} {redirection}"
+    found = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (found.returncode, found.stdout) == (status, "")
+    assert says in found.stderr
+    assert len(found.stderr.splitlines()) == status
 
 
 def test_standard_input(transcribe, recognizer, file, monkeypatch):

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         report=arguments.report,
     )
     speech = Speech(
-        _features(arguments.check_audio) if arguments.check_audio else None,
+        _features(arguments.check_audio, chunk) if arguments.check_audio else None,
         _utterances(arguments.dev, arguments.limit) if arguments.dev else (),
     )
     model, tokens, checkpoint = load_model(arguments.checkpoint)
@@ -179,17 +179,30 @@ def _notes(path: Path | None) -> dict[str, Any] | None:
         raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(notes, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(notes).__name__}.")
+    for key in ("training", "wer"):
+        if not isinstance(notes.get(key, {}), dict):
+            raise ConfigError(f"{path}: {key!r} is {notes[key]!r}, expected a JSON object.")
     return notes
 
 
-def _features(paths: list[Path]) -> FloatArray:
-    """Return the features of recordings one after the other, [1, F, 80]."""
+def _features(paths: list[Path], chunk_frames: int) -> FloatArray:
+    """Return the features of recordings one after the other, [1, F, 80].
+
+    Raises:
+        ConfigError: together they are shorter than a chunk.
+    """
     import numpy as np
 
     from onebest.audio import read_blocks
-    from onebest.frontend import compute_features
+    from onebest.frontend import SAMPLE_RATE, compute_features
+    from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 
-    return compute_features(np.concatenate([block for path in paths for block in read_blocks(path)]))[None]
+    samples = np.concatenate([block for path in paths for block in read_blocks(path)])
+    if len(features := compute_features(samples)) < SUBSAMPLING * chunk_frames + PAD_FRAMES:
+        raise ConfigError(
+            f"--check-audio is {len(samples) / SAMPLE_RATE:.2f} s of audio, less than a chunk. Name more."
+        )
+    return features[None]
 
 
 def _utterances(manifest: Path, limit: int | None) -> list[Utterance]:

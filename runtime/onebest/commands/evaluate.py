@@ -8,14 +8,15 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
+from typing import Any
 
 from onebest.cli import Command
-from onebest.commands.transcribe import add_model_arguments
+from onebest.commands.transcribe import add_model_arguments, add_search_arguments, recognizer_options
 from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts
 from onebest.delay import (
     DELAY_HEADING,
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("manifest", type=Path, help="lhotse cut manifest, or a folder like LibriSpeech's")
     add_model_arguments(parser)
+    add_search_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores and every transcript here")
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N cuts only")
     parser.add_argument("--jobs", type=int, default=1, help="processes of a thread each (default: 1)")
@@ -93,16 +95,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode every cut, count the errors, print a table."""
+    for option, number in (("--jobs", arguments.jobs), ("--limit", arguments.limit)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} is {number}. It must be 1 or more.")
+    if arguments.json:
+        _make_writable(arguments.json)
     cuts = sort_cuts(islice(read_cuts(arguments.manifest), arguments.limit))
     if not cuts:
         raise DataError(f"{arguments.manifest}: no cut in it. Expected at least one with audio and text.")
     make = partial(
         Decoder,
         arguments.model,
-        arguments.chunk_ms,
+        recognizer_options(arguments),
+        arguments.hotword,
         not arguments.no_delay,
         arguments.targets,
-        arguments.beam,
     )
     decoder = make()
     decoded: list[Decoded] = []
@@ -116,14 +123,27 @@ def run(arguments: argparse.Namespace) -> int:
         content = {
             "manifest": str(arguments.manifest),
             "model": decoder.recognizer.bundle.name,
-            "chunk_ms": arguments.chunk_ms,
-            "beam": arguments.beam,
+            **recognizer_options(arguments),
+            "hotwords": arguments.hotword,
             "due": decoder.due_by,
             "scores": {corpus: asdict(score) for corpus, score in scores.items()},
             "cuts": [asdict(cut) for cut in decoded],
         }
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _make_writable(path: Path) -> None:
+    """Find out that a file can be written, before there is something to write.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}). Name another file with --json.") from error
 
 
 def score_corpora(decoded: list[Decoded]) -> dict[str, Score]:
@@ -176,17 +196,17 @@ class Decoder:
 
     Args:
         model: of the recognizer.
-        chunk_ms: of the recognizer.
+        options: the recognizer's others.
+        hotwords: that every cut expects.
         measures_delay: whether to tell that, where the model allows it.
         targets: folder with a teacher's paths, or None for the model's own tokens at full context.
-        beam: of the recognizer.
 
     Attributes:
         recognizer: what is measured.
         due_by: "targets", "full context", or None where no delay is measured.
 
     Raises:
-        ConfigError: the targets are of another vocabulary.
+        ConfigError: the targets are of another vocabulary, or the model cannot write a hotword.
         DataError: the targets are damaged or unfinished.
         ModelError: as ``Recognizer`` does.
     """
@@ -194,12 +214,14 @@ class Decoder:
     def __init__(
         self,
         model: Path | None,
-        chunk_ms: int | None,
+        options: dict[str, Any],
+        hotwords: Sequence[str] = (),
         measures_delay: bool = False,
         targets: Path | None = None,
-        beam: int = 1,
     ):
-        self.recognizer = Recognizer(model, chunk_ms=chunk_ms, beam=beam)
+        self.recognizer = Recognizer(model, **options)
+        self.recognizer.stream(hotwords=hotwords)  # no cut is read before the model can write them
+        self._hotwords = hotwords
         self.due_by: str | None = None
         vocabulary = self.recognizer.bundle.vocabulary
         self._ids = {vocabulary.spell(token): token for token in range(len(vocabulary))}
@@ -214,14 +236,15 @@ class Decoder:
                 )
         elif measures_delay:
             with contextlib.suppress(ModelError):  # one exported for a single chunk length
-                self._whole = Recognizer(self.recognizer.bundle, chunk_ms=FULL_CONTEXT_MS, beam=beam)
+                whole = {**options, "chunk_ms": FULL_CONTEXT_MS}
+                self._whole = Recognizer(self.recognizer.bundle, **whole)
                 self.due_by = "full context"
 
     def __call__(self, cuts: list[Cut]) -> Iterator[Decoded]:
         """Give the cuts of one recording decoded."""
         for cut, samples in load_cuts(cuts):
             start = time.perf_counter()
-            result = self.recognizer.transcribe(samples)
+            result = self.recognizer.transcribe(samples, hotwords=self._hotwords)
             hypothesis = result.text
             seconds = time.perf_counter() - start
             reference = " ".join(segment.text or "" for segment in cut.supervisions)
@@ -238,7 +261,9 @@ class Decoder:
         """Return when the tokens of a cut are due; none if nobody has said."""
         if self._targets:
             return self._targets.paths(cut.id)[0].emissions if cut.id in self._targets else []
-        return timed_tokens(self._whole.transcribe(samples).tokens, self._ids) if self._whole else []
+        if self._whole is None:
+            return []
+        return timed_tokens(self._whole.transcribe(samples, hotwords=self._hotwords).tokens, self._ids)
 
 
 def _decode_all(cuts: list[Cut], decoder: Decoder | partial[Decoder], jobs: int) -> Iterator[Decoded]:

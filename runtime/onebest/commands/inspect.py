@@ -46,8 +46,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def format_description(described: dict[str, Any]) -> str:
     """Return the most of it as lines of text."""
     card, size = described["card"], sum(described["bytes"].values()) / 1e6
-    training, architecture = card.get("training", {}), card.get("architecture", {})
-    corpora = ", ".join(entry["corpus"] for entry in training.get("data", []))
+    training, architecture = _object(card, "training"), _object(card, "architecture")
+    data = training["data"] if isinstance(training.get("data"), list) else []
+    corpora = [str(entry.get("corpus")) for entry in data if isinstance(entry, dict)]
     rows = {
         "name": described["name"],
         "folder": described["folder"],
@@ -59,20 +60,31 @@ def format_description(described: dict[str, Any]) -> str:
         + (f", of them {described['look_ahead_ms']} ms looked ahead" if described["look_ahead_ms"] else ""),
         "left context": described["left_context"] and f"{described['left_context'] * 40 / 1000:g} s",
         "vocabulary": f"{described['tokens']} tokens",
-        "trained with": training.get("audio_hours") and f"{training['audio_hours']} hours: {corpora}",
+        "trained with": training.get("audio_hours")
+        and f"{training['audio_hours']} hours: {', '.join(corpora)}",
         "limits": card.get("limits"),
         "license": card.get("license"),
     }
     lines = [f"{key:13} {value}" for key, value in rows.items() if value]
-    return "\n".join([*lines, *_format_error_rates(card.get("wer", {}))])
+    return "\n".join([*lines, *_format_error_rates(_object(card, "wer"))])
+
+
+def _object(card: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return an object of a card, empty where there is none: loading checks only what the model needs."""
+    found = card.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _format_error_rates(rates: dict[str, Any]) -> list[str]:
     found = {name: row for name, row in rates.items() if isinstance(row, dict)}
     return [
-        f"{'WER % ' + name:13} " + ", ".join(f"{corpus} {rate:.1f}" for corpus, rate in row.items())
+        f"{'WER % ' + name:13} " + ", ".join(f"{corpus} {_format_rate(rate)}" for corpus, rate in row.items())
         for name, row in found.items()
     ]
+
+
+def _format_rate(rate: object) -> str:
+    return f"{rate:.1f}" if isinstance(rate, (int, float)) else str(rate)
 
 
 command = Command("say what a model is, and check it", add_arguments, run)

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from onebest.cli import Command
-from onebest.commands.transcribe import add_beam_argument
+from onebest.commands.transcribe import add_beam_argument, add_hotword_argument
 from onebest.devices import list_devices
 from onebest.errors import DataError
 from onebest.events import Event, Notice
@@ -43,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="audio a step takes in; more is more accurate and later (default: the model's)",
     )
     add_beam_argument(parser)
-    parser.add_argument(
-        "--hotword",
-        action="append",
-        default=[],
-        metavar="PHRASE",
-        help="a word or phrase to expect; may be given again",
-    )
+    add_hotword_argument(parser)
     parser.add_argument(
         "--server",
         metavar="URL",

@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from onebest.audio import BLOCK_SECONDS, LONG_BLOCK_SECONDS, STANDARD_INPUT, read_timed_blocks
 from onebest.cli import Command
 from onebest.errors import AudioError, ConfigError
 from onebest.formats import FORMATS
-from onebest.recognizer import Recognizer
+from onebest.recognizer import Recognizer, Stream
 from onebest.results import Result
 from onebest.terminal import LiveLine
 
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write to this file, or for several files into this folder, a file each",
     )
     add_model_arguments(parser)
+    add_search_arguments(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads for the model (default: 1)")
 
 
@@ -64,6 +65,48 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_beam_argument(parser)
 
 
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments beside these that change what is recognised: see ``recognizer_options``."""
+    parser.add_argument(
+        "--left-context",
+        type=int,
+        metavar="FRAMES",
+        help="frames of 40 ms before a chunk that the model looks back on (default: the model's)",
+    )
+    parser.add_argument(
+        "--blank-penalty",
+        type=float,
+        default=0.0,
+        metavar="NATS",
+        help="leave out fewer words and make up more of them (default: 0)",
+    )
+    parser.add_argument(
+        "--start-margin",
+        type=float,
+        metavar="NATS",
+        help="how much surer than of silence a first word has to be; more makes fewer words of noise "
+        "(default: the model's)",
+    )
+    add_hotword_argument(parser)
+
+
+def recognizer_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the arguments of a model and of the search mean to a ``Recognizer``."""
+    names = ("chunk_ms", "left_context", "blank_penalty", "start_margin", "beam")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def add_hotword_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the argument that names hotwords."""
+    parser.add_argument(
+        "--hotword",
+        action="append",
+        default=[],
+        metavar="PHRASE",
+        help="a word or phrase to expect; may be given again",
+    )
+
+
 def add_beam_argument(parser: argparse.ArgumentParser) -> None:
     """Declare the argument that chooses the search."""
     parser.add_argument(
@@ -82,14 +125,13 @@ def run(arguments: argparse.Namespace) -> int:
     Printed as plain text, each of several files is a line that starts with the file's name and a colon.
     """
     outputs = _outputs(arguments)
-    recognizer = Recognizer(
-        arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads, beam=arguments.beam
-    )
+    recognizer = Recognizer(arguments.model, threads=arguments.threads, **recognizer_options(arguments))
     format_result, _ = FORMATS[arguments.format]
     status = 0
     for path, output in zip(arguments.files, outputs, strict=True):
         try:
-            result = _transcribe(recognizer, path, sys.stdout if output is None else sys.stderr)
+            stream = recognizer.stream(hotwords=arguments.hotword)
+            result = _transcribe(stream, path, sys.stdout if output is None else sys.stderr)
         except AudioError as error:
             print(f"onebest transcribe: {error}", file=sys.stderr)
             status = 1
@@ -107,8 +149,17 @@ def _outputs(arguments: argparse.Namespace) -> list[Path | None]:
     """Return for each file the one to write to, or None where it is printed.
 
     Raises:
-        ConfigError: two files would go to one place, or several subtitles to standard output.
+        ConfigError: two files would go to one place, a text to where its audio is, or several subtitles to
+            standard output.
     """
+    outputs = _name_outputs(arguments)
+    for path, output in zip(arguments.files, outputs, strict=True):
+        if output and output.is_file() and Path(path).is_file() and output.samefile(path):
+            raise ConfigError(f"{path} would be overwritten by its text. Name another place with --output.")
+    return outputs
+
+
+def _name_outputs(arguments: argparse.Namespace) -> list[Path | None]:
     files, output = arguments.files, arguments.output
     if output is None:
         if len(files) > 1 and arguments.format in ("srt", "vtt"):
@@ -128,22 +179,25 @@ def _outputs(arguments: argparse.Namespace) -> list[Path | None]:
 
 
 def _write_whole(path: Path, content: str) -> None:
-    """Write a file that is there complete or not at all.
+    """Write a file that is there complete or not at all; what is no file, as a pipe, is written to.
 
     Raises:
         ConfigError: it cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_text(content, "utf-8")
+            return
+        target = path.resolve()
+        unfinished = target.with_name(f".{target.name}.part")
+        target.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(content, "utf-8")
-        os.replace(unfinished, path)
+        os.replace(unfinished, target)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error}). Name another place with --output.") from error
 
 
-def _transcribe(recognizer: Recognizer, path: str, terminal: TextIO) -> Result:
-    stream = recognizer.stream()
+def _transcribe(stream: Stream, path: str, terminal: TextIO) -> Result:
     seconds = BLOCK_SECONDS if terminal.isatty() else LONG_BLOCK_SECONDS
     with LiveLine(terminal) as line:
         for block in read_timed_blocks(path, seconds):
