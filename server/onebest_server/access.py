@@ -72,7 +72,10 @@ class Access:
         origin = headers.get("origin")
         if origin is None or origin in self.origins:
             return True
-        page = urlsplit(origin)
+        try:
+            page = urlsplit(origin)
+        except ValueError:
+            return False
         is_own = bool(page.netloc) and page.netloc.lower() == headers.get("host", "").lower()
         return is_own and (not self.loopback or is_loopback(page.hostname or ""))
 

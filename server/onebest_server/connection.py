@@ -110,6 +110,8 @@ class WebsocketOutlet(Outlet):
 
     def send(self, message: Message) -> None:
         """Queue a message; cut the connection if too much is waiting."""
+        if self._connection.transport.is_closing():
+            return
         self._unread += len(message)
         if self._unread > self._most:
             self.metrics.refuse("unread_bytes")
@@ -166,6 +168,9 @@ async def converse(
                 await relay(connection, peer_path(peers, outlet.forwarded.worker), outlet.forwarded.message)
                 return
             await outlet.session.has_room()
+            await asyncio.sleep(0)  # messages that are here already come without giving way
+            if connection.state is State.CLOSED:
+                return
     except ConnectionClosed:
         pass
     finally:
@@ -202,6 +207,9 @@ async def _copy(source: Connection, target: Connection) -> None:
     try:
         async for message in source:
             await target.send(message)
+            await asyncio.sleep(0)
+            if source.state is State.CLOSED and _received_code(source) is None:
+                return
     except ConnectionClosed:
         pass
 

@@ -67,7 +67,11 @@ class Front:
     def answer(self, request: Request, session: str, trusted: bool = False) -> Response | Admitted:
         """Answer a request, or admit it as the session of that name; ``trusted`` needs no token."""
         headers = {name.lower(): value for name, value in request.headers.raw_items()}
-        url = urlsplit(request.path)
+        try:
+            url = urlsplit(request.path)
+        except ValueError:
+            self.metrics.refuse("path")
+            return respond(HTTPStatus.BAD_REQUEST, "Expected a path.")
         parameters = tuple(parse_qsl(url.query, keep_blank_values=True))
         query = dict(parameters)
         given_id = headers.get("x-request-id", "")

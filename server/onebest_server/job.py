@@ -8,7 +8,8 @@ machine is busy or the client sends fast, they cost less together:
     (advance)  the scheduler decodes the ready chunks of all jobs in its batch
     collect()  the events that followed
 
-Audio that completes no chunk is worth no turn: it waits in the queue for the piece that does.
+Audio that completes no chunk is worth no turn: it waits in the queue for the piece that does, or until it is
+in very many pieces. A turn changes hotwords once at most; of changes at the same place the last one counts.
 
 Nothing here needs a lock: the queue is a deque, and each counter is written by one side only.
 """
@@ -46,6 +47,10 @@ from onebest_server.protocol import (
 PART_SECONDS = 0.5
 #: A turn takes no more of what waits once it has so many chunks.
 CHUNKS_A_TURN = 4
+#: Seconds of audio that an entry of the queue counts as at least: a piece of audio, and what is none.
+LEAST_PIECE_SECONDS, CONTROL_SECONDS = 0.01, 0.05
+#: So many pieces have a turn, also where they complete no chunk.
+MOST_PIECES = 1000
 #: Times are sums of the lengths of pieces: what they may be wrong by, less than a sample.
 _ROUNDING_SECONDS = 1e-6
 #: With no more audio than this before its end, two turns or three complete an utterance.
@@ -63,6 +68,12 @@ class _Entry(NamedTuple):
     seconds: float
     arrived: float
     is_urgent: bool
+
+    @property
+    def load(self) -> float:
+        """Seconds that this counts as where it waits."""
+        is_audio = isinstance(self.work, Audio)
+        return max(self.seconds, LEAST_PIECE_SECONDS) if is_audio else CONTROL_SECONDS
 
 
 @dataclass
@@ -100,25 +111,43 @@ class Job:
         self._sample_rate = 0
         self._events: list[Event] = []
         self._owes_reply = self._failed = self._cancelled = self._stream_ended = False
+        self._changed_hotwords = False
         self._fed = self._ended = 0.0
         self._received_seconds = self._taken_seconds = self._collected_seconds = 0.0
         self._received_urgent = self._taken_urgent = 0
+        self._received_load = self._taken_load = 0.0
         self._next_seconds = 0.0
 
     def put(self, work: Work) -> None:
-        """Queue work; audio in parts."""
+        """Queue work; audio in parts, and none of it that is nothing."""
         now = self._clock()
         if isinstance(work, Open):
             self._sample_rate = work.sample_rate
         if not isinstance(work, Audio):
-            self._queue.append(_Entry(work, 0.0, now, True))
-            self._received_urgent += 1
+            if not (isinstance(work, SetHotwords) and self._replace_hotwords(work)):
+                self._append(_Entry(work, 0.0, now, True))
             return
         for part in self._parts(work):
             seconds, is_urgent = len(part.samples) / self._sample_rate, part.reply or not _is_sound(part)
-            self._queue.append(_Entry(part, seconds, now, is_urgent))
-            self._received_seconds += seconds
-            self._received_urgent += is_urgent
+            if seconds or is_urgent:
+                self._append(_Entry(part, seconds, now, is_urgent))
+
+    def _replace_hotwords(self, work: SetHotwords) -> bool:
+        """Put hotwords in the place of those that wait last, if there are such; return whether there were."""
+        try:
+            last = self._queue[-1]
+            if isinstance(last.work, SetHotwords):
+                self._queue[-1] = last._replace(work=work)
+                return True
+        except IndexError:  # a thread has just taken them
+            pass
+        return False
+
+    def _append(self, entry: _Entry) -> None:
+        self._queue.append(entry)
+        self._received_seconds += entry.seconds
+        self._received_urgent += entry.is_urgent
+        self._received_load += entry.load
 
     def _parts(self, audio: Audio) -> Iterator[Audio]:
         length = max(1, round(PART_SECONDS * self._sample_rate))
@@ -131,6 +160,11 @@ class Job:
     def queued_seconds(self) -> float:
         """Audio that waits."""
         return max(0.0, self._received_seconds - self._taken_seconds)
+
+    @property
+    def queued_load(self) -> float:
+        """What waits, as seconds of audio, in which the smallest pieces and other work count too."""
+        return max(0.0, self._received_load - self._taken_load)
 
     @property
     def taken_seconds(self) -> float:
@@ -154,7 +188,8 @@ class Job:
         stream = self._stream  # a thread may take it away
         if self._received_urgent > self._taken_urgent or (stream is not None and stream.ready):
             return True
-        return bool(self._queue) and self._completes_chunk(self._received_seconds)
+        waiting = len(self._queue)
+        return waiting >= MOST_PIECES or (waiting > 0 and self._completes_chunk(self._received_seconds))
 
     def _completes_chunk(self, seconds: float) -> bool:
         """Whether so much audio since the job began holds the chunk that is next."""
@@ -187,6 +222,8 @@ class Job:
     def _may_take(self, work: Work) -> bool:
         """Whether work may go into the stream before what it has is decoded and collected."""
         stream = self._stream
+        if self._changed_hotwords and isinstance(work, SetHotwords):
+            return False
         if stream is None or not stream.ready:
             return stream is None or not stream.result.is_final
         more = isinstance(work, (Audio, End)) and not self._owes_reply
@@ -195,6 +232,7 @@ class Job:
     def _take(self, entry: _Entry) -> None:
         work = entry.work
         self._taken_urgent += entry.is_urgent
+        self._taken_load += entry.load
         if isinstance(work, Open):
             self._stream = self._open_stream(work)
             return
@@ -206,6 +244,7 @@ class Job:
             self._owes_reply = work.reply
             self._reply()
         elif isinstance(work, SetHotwords):
+            self._changed_hotwords = True
             self._stream.set_hotwords(choose_hotwords(work, self._stream.recognizer))
         elif isinstance(work, End):
             self._ended, self._stream_ended = entry.arrived, True
@@ -219,7 +258,8 @@ class Job:
     def _report(self, kind: type[Progress]) -> None:
         assert self._stream is not None
         segments, result = self._stream.take_segments(), self._stream.result
-        self._events.append(kind(segments, result.partial, result.duration))
+        decoded = self._stream.decoded_seconds
+        self._events.append(kind(segments, result.partial, result.duration, decoded))
 
     def collect(self, advanced: bool) -> Turn:
         """Return what the turn gave; ``advanced`` says whether a chunk was decoded in it."""
@@ -234,6 +274,7 @@ class Job:
                 self._report(Stepped)
                 self._reply()
         turn.events, self._events = self._events, []
+        self._changed_hotwords = False
         turn.audio_seconds = self._taken_seconds - self._collected_seconds
         self._collected_seconds = self._taken_seconds
         self._next_seconds = self._taken_seconds + (self._stream.missing_seconds if self._stream else 0.0)
@@ -247,7 +288,7 @@ class Job:
         """End the job; nothing more of its queue is done."""
         self._failed = True
         self._stream = None
-        self._taken_seconds = self._received_seconds
+        self._taken_seconds, self._taken_load = self._received_seconds, self._received_load
         self._queue.clear()
         self._events.append(Failed(code, reason))
 

@@ -81,7 +81,12 @@ def _rules(wish: Open) -> bool | tuple[EndpointRule, ...]:
     if not wish.endpoints or wish.silence_ms is None:
         return wish.endpoints
     silence = wish.silence_ms / 1000
-    return tuple(rule._replace(silence=silence) if rule.needs_speech else rule for rule in DEFAULT_RULES)
+    return tuple(_wait(rule, silence) if rule.silence else rule for rule in DEFAULT_RULES)
+
+
+def _wait(rule: EndpointRule, silence: float) -> EndpointRule:
+    """Return a rule that waits for a silence; without speech it may be longer."""
+    return rule._replace(silence=silence if rule.needs_speech else max(rule.silence, silence))
 
 
 def _try(bundle: Bundle, chunk_ms: int, beam: int) -> Recognizer | None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,8 @@ class ProtocolError(OnebestError, ValueError):
 
 #: Tokens of one word can lie 300 ms apart; a shorter silence would end segments inside words.
 SHORTEST_SILENCE_MS = 400
+#: Characters of a hotword.
+LONGEST_HOTWORD = 100
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,13 @@ class Progress:
         segments: those that ended since the event before.
         partial: what has been said since the last of them; it may still grow.
         seconds: audio of the utterance taken in.
+        decoded: seconds of it in which words have been looked for; behind its end there is some silence.
     """
 
     segments: tuple[Segment, ...]
     partial: Segment
     seconds: float
+    decoded: float = 0.0
 
 
 class Stepped(Progress):
@@ -230,6 +235,11 @@ class Protocol(ABC):
     @abstractmethod
     def handle(self, event: Event) -> Iterable[Action]:
         """Return what follows from an event; after ``Failed`` that includes ``Close``."""
+
+
+def fit_hotwords(hotwords: Iterable[str], most: int) -> tuple[str, ...]:
+    """Return as many of the hotwords as there may be, without those that are too long."""
+    return tuple(islice((hotword for hotword in hotwords if len(hotword) <= LONGEST_HOTWORD), most))
 
 
 def pcm(message: bytes, dtype: str) -> npt.NDArray[Any]:

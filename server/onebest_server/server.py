@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ STOP_SECONDS = 10.0
 #: Keeps connections alive through routers that forget silent ones.
 PING_SECONDS = 20.0
 _BACKLOG = 1024
+_MOST_PORT = 65535
 _SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -52,7 +54,8 @@ class Settings:
         wyoming_port: port for clients of Wyoming; None is no such port. Wyoming knows neither tokens nor TLS.
 
     Raises:
-        ConfigError: a port for Wyoming beside tokens, which its clients would not need.
+        ConfigError: an impossible port, one for Wyoming beside tokens, which its clients would not need, or a
+            key without its certificate.
     """
 
     host: str = "127.0.0.1"
@@ -71,6 +74,13 @@ class Settings:
     wyoming_port: int | None = None
 
     def __post_init__(self) -> None:
+        for port in (self.port, self.wyoming_port or 0):
+            if not 0 <= port <= _MOST_PORT:
+                raise ConfigError(f"Expected a port from 0 to {_MOST_PORT}, got {port}.")
+        if self.wyoming_port and self.wyoming_port == self.port:
+            raise ConfigError(f"Wyoming needs a port of its own, got {self.port} for both.")
+        if self.key is not None and self.certificate is None:
+            raise ConfigError(f"{self.key} is a key: expected its certificate too, for TLS.")
         if self.wyoming_port is not None and self.tokens:
             raise ConfigError("Wyoming knows no tokens: serve it without tokens, in a process of its own.")
 
@@ -93,6 +103,19 @@ class Settings:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"{self.certificate}: expected a certificate and its key ({error}).") from error
         return context
+
+
+@contextlib.contextmanager
+def binding(host: str, port: int) -> Iterator[None]:
+    """Let an error say which address could not be bound.
+
+    Raises:
+        ConfigError: it is taken or not allowed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"Cannot serve at {host}:{port}: {error.strerror}.") from error
 
 
 class Server:
@@ -129,36 +152,40 @@ class Server:
         self._front = Front(settings.access, metrics, handshake, limits.clients)
         self._doorway = Doorway(limits.handshakes, metrics)
         self._admitted: set[ServerConnection] = set()
+        self._outlets: set[WebsocketOutlet] = set()
         self._listeners: list[WebsocketServer] = []
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bind the port and take clients.
+        """Bind the ports and take clients.
 
         Raises:
-            OSError: the port is taken or not allowed.
-            ConfigError: the certificate cannot be used.
+            ConfigError: a port is taken or not allowed, or the certificate cannot be used.
         """
         tls = self._settings.make_tls()
         self.sessions.start()
         self._watch = asyncio.create_task(self.sessions.watch())
-        options = self._options() | {"reuse_port": self._settings.workers > 1 or None}
-        if tls is not None:
-            options |= {"ssl": tls, "ssl_handshake_timeout": self._limits.handshake_seconds}
         try:
-            listener = serve(self._converse, self._settings.host, self._settings.port, **options)
-            self._listeners.append(await listener)
-            if self._peers is not None:
-                path = peer_path(self._peers, self._worker)
-                path.unlink(missing_ok=True)
-                self._listeners.append(await unix_serve(self._converse, str(path), **self._options()))
-            if self.wyoming_port is not None:
-                host, shared = self._settings.host, self._settings.workers > 1
-                self.wyoming_port = await self._wyoming.start(host, self.wyoming_port, shared)
-        except OSError:
+            await self._bind(tls)
+        except BaseException:
             await self._stop()
             raise
+
+    async def _bind(self, tls: ssl.SSLContext | None) -> None:
+        host, shared = self._settings.host, self._settings.workers > 1
+        options = self._options() | {"reuse_port": shared or None}
+        if tls is not None:
+            options |= {"ssl": tls, "ssl_handshake_timeout": self._limits.handshake_seconds}
+        with binding(host, self.port):
+            self._listeners.append(await serve(self._converse, host, self.port, **options))
         self.port = self._listeners[0].sockets[0].getsockname()[1]
+        if self._peers is not None:
+            path = peer_path(self._peers, self._worker)
+            path.unlink(missing_ok=True)
+            self._listeners.append(await unix_serve(self._converse, str(path), **self._options()))
+        if self.wyoming_port is not None:
+            with binding(host, self.wyoming_port):
+                self.wyoming_port = await self._wyoming.start(host, self.wyoming_port, shared)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -198,11 +225,18 @@ class Server:
         protocol = admitted.protocol
         session = self.sessions.open(protocol.handshake.session, admitted.request_id, protocol)
         outlet = WebsocketOutlet(connection, self._limits.unread_bytes, self.sessions.metrics)
+        self._outlets.add(outlet)
         try:
             await converse(connection, session, outlet, self._peers)
         finally:
+            self._outlets.discard(outlet)
             self._admitted.discard(connection)
             self._wyoming.room = self._limits.clients - len(self._admitted)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a client still waits for text, or is carried to another worker, where it may."""
+        return self.sessions.busy or any(outlet.forwarded for outlet in self._outlets)
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Stop without losing a text: no new clients; running ones may end, then get what they have.
@@ -217,7 +251,7 @@ class Server:
         self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN, busy=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.drain_seconds):
-                while self.sessions.busy and not (hurry and hurry.is_set()):
+                while self._busy and not (hurry and hurry.is_set()):
                     await asyncio.sleep(0.05)
         self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN)
         with contextlib.suppress(TimeoutError):

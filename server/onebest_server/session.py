@@ -258,7 +258,7 @@ class Session:
         self._look_at_queue()
 
     def _look_at_queue(self) -> None:
-        if self.job.queued_seconds < self._sessions.limits.queue_seconds or not self.job.has_work:
+        if self.job.queued_load < self._sessions.limits.queue_seconds or not self.job.has_work:
             self._room.set()
         else:
             self._room.clear()
@@ -274,18 +274,16 @@ class Session:
 
     def _resume(self, action: Resume) -> None:
         """Give this session's connection to another session, and end."""
-        outlet, self.outlet = self.outlet, None
+        outlet, found = self.outlet, self._sessions.find(action.session)
         assert outlet is not None, "a message came, so there is a connection"
-        worker = self._sessions.worker_of(action.session)
-        found = self._sessions.find(action.session)
-        if found is None and worker is None:
-            self.outlet = outlet
-            raise ProtocolError(POLICY, f"{UNKNOWN_SESSION} Start a new one.")
         if found is not None:
             found.attach(outlet)
             found.tell(Resumed(action.seen))
-        elif worker is not None:
+        elif (worker := self._sessions.worker_of(action.session)) is not None:
             outlet.forward(worker, self._message)
+        else:
+            raise ProtocolError(POLICY, f"{UNKNOWN_SESSION} Start a new one.")
+        self.outlet = None
         self.end()
 
     def _is_waiting_for_client(self) -> bool:

@@ -106,10 +106,8 @@ class Sessions:
 
     def worker_of(self, name: str) -> int | None:
         """Return the number of the other process whose session this is, if one could be it."""
-        number = name.partition("-")[0]
-        if number.isdecimal() and int(number) < self._workers and int(number) != self._worker:
-            return int(number)
-        return None
+        others = (worker for worker in range(self._workers) if worker != self._worker)
+        return next((worker for worker in others if name.startswith(f"{worker}-")), None)
 
     def make_room_for_detached(self) -> None:
         """End the sessions that have waited longest for their clients, beyond the limit."""

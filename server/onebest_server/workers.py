@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,12 +22,17 @@ from types import FrameType
 
 from onebest_server.logs import set_up_logs
 from onebest_server.models import Models
-from onebest_server.server import Server, Settings
+from onebest_server.server import Server, Settings, binding
 
-#: A worker that ends sooner than this is started again after as long a pause.
-SHORTEST_LIFE_SECONDS = 2.0
+#: A worker that ends sooner than this is started again after a pause.
+SHORTEST_LIFE_SECONDS = 10.0
+PAUSE_SECONDS = 2.0
 #: Workers that end so soon one after another before the server gives up.
 MOST_SHORT_LIVES = 5
+#: Signals that come closer together are one wish: to a group of processes, and what its supervisor passes on.
+SAME_WISH_SECONDS = 1.0
+#: How often the supervisor looks for a wish.
+_LOOK_SECONDS = 0.2
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ def run_process(
     peers: Path | None = None,
     announce: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve in this process until SIGTERM or SIGINT, then drain; a second signal hurries."""
+    """Serve in this process until SIGTERM or SIGINT, then drain; a later second signal hurries."""
     set_up_logs()
     models = Models(settings.model, settings.chunk_ms, beam=settings.beam)
     asyncio.run(_serve(Server(settings, models, worker, peers), announce))
@@ -46,9 +52,15 @@ def run_process(
 async def _serve(server: Server, announce: Callable[[int], None] | None) -> None:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
+    told = 0.0
 
     def stop_or_hurry() -> None:
-        (hurry if stop.is_set() else stop).set()
+        nonlocal told
+        if not stop.is_set():
+            told = loop.time()
+            stop.set()
+        elif loop.time() - told > SAME_WISH_SECONDS:
+            hurry.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_or_hurry)
@@ -61,12 +73,14 @@ async def _serve(server: Server, announce: Callable[[int], None] | None) -> None
 
         loop.add_reader(sentinel, follow_parent)
     await server.start()
-    if announce is not None:
-        announce(server.port)
-    _LOG.info("serving")
-    await stop.wait()
-    _LOG.info("stopping")
-    await server.drain(hurry)
+    try:
+        if announce is not None:
+            announce(server.port)
+        _LOG.info("serving")
+        await stop.wait()
+    finally:
+        _LOG.info("stopping")
+        await server.drain(hurry)
 
 
 class Supervisor:
@@ -74,22 +88,28 @@ class Supervisor:
 
     Raises:
         ModelError: the workers could not load the model.
-        ConfigError: the workers could not use the certificate.
-        OSError: the port is taken or not allowed.
+        ConfigError: the workers could not use the certificate, or a port is taken or not allowed.
     """
 
     def __init__(self, settings: Settings):
         set_up_logs()
         Models(settings.model, settings.chunk_ms, beam=settings.beam)
         settings.make_tls()
-        self._port_holder = _hold_port(settings.host, settings.port)
-        self._settings = replace(settings, port=self._port_holder.getsockname()[1])
+        with contextlib.ExitStack() as holders:
+            ports = {
+                name: holders.enter_context(_hold_port(settings.host, port)).getsockname()[1]
+                for name in ("port", "wyoming_port")
+                if (port := getattr(settings, name)) is not None
+            }
+            self._holders = holders.pop_all()
+        self._settings = replace(settings, **ports)
         self._folder = Path(tempfile.mkdtemp(prefix="onebest-"))
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, BaseProcess] = {}
         self._started: dict[int, float] = {}
+        self._due = dict.fromkeys(range(settings.workers), 0.0)
         self._short_lives = 0
-        self._stopping = False
+        self._wishes = 0
 
     @property
     def port(self) -> int:
@@ -100,70 +120,88 @@ class Supervisor:
         """Run until SIGTERM or SIGINT; return 0 if every worker then ended well."""
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+            signal.signal(number, self._wish)
+        resource_tracker.ensure_running()  # or starting it would let SIGINT through to the first worker
         try:
-            for worker in range(self._settings.workers):
-                self._start(worker)
-            while not self._stopping and self._short_lives < MOST_SHORT_LIVES:
+            while not self._wishes and self._short_lives < MOST_SHORT_LIVES:
+                self._start_due()
                 self._watch()
             return self._end()
         finally:
-            self._port_holder.close()
+            self._holders.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _wish(self, number: int, frame: FrameType | None) -> None:
+        self._wishes += 1
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for worker in [worker for worker, due in self._due.items() if due <= now]:
+            del self._due[worker]
+            self._start(worker)
+
     def _start(self, worker: int) -> None:
+        """Start a worker that takes no SIGINT: a terminal tells all, and the supervisor passes it on."""
         process = self._context.Process(
             target=run_process, args=(self._settings, worker, self._folder), name=f"worker-{worker}"
         )
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._processes[worker], self._started[worker] = process, time.monotonic()
 
     def _watch(self) -> None:
-        """Wait for a worker to end, and start it again."""
-        wait([process.sentinel for process in self._processes.values()], timeout=0.2)
+        """Wait for workers to end, and note when they are to start again."""
+        wait([process.sentinel for process in self._processes.values()], _LOOK_SECONDS)
+        now = time.monotonic()
         for worker, process in list(self._processes.items()):
-            if process.is_alive() or self._stopping:
+            if process.is_alive() or self._wishes:
                 continue
             _LOG.error("a worker ended", extra={"worker": worker, "code": process.exitcode})
+            del self._processes[worker]
             self._forget_metrics(process)
-            lived = time.monotonic() - self._started[worker]
-            self._short_lives = self._short_lives + 1 if lived < SHORTEST_LIFE_SECONDS else 0
-            if self._short_lives:
-                time.sleep(SHORTEST_LIFE_SECONDS)
-            self._start(worker)
+            is_short = now - self._started[worker] < SHORTEST_LIFE_SECONDS
+            self._short_lives = self._short_lives + 1 if is_short else 0
+            self._due[worker] = now + PAUSE_SECONDS if is_short else now
 
     def _forget_metrics(self, process: BaseProcess) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(process.pid, str(self._folder))  # type: ignore[no-untyped-call]
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
-        for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError, AttributeError):
-                process.terminate()
-
     def _end(self) -> int:
-        gave_up = not self._stopping
-        self._stop(signal.SIGTERM, None)
-        for process in self._processes.values():
-            process.join()
+        """Tell the workers to stop, once for each wish, until all have ended; return the exit status."""
+        gave_up, told = not self._wishes, 0
+        while running := [process for process in self._processes.values() if process.is_alive()]:
+            if told < max(1, self._wishes):
+                told += 1
+                for process in running:
+                    process.terminate()
+            wait([process.sentinel for process in running], _LOOK_SECONDS)
         fine = (0, -signal.SIGTERM)  # the latter of a worker that was not up yet and had no clients
         return int(gave_up or any(process.exitcode not in fine for process in self._processes.values()))
 
 
 def _hold_port(host: str, port: int) -> socket.socket:
-    """Bind a port that the workers will share, without listening: so it stays ours while they come and go."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    holder = socket.socket(family, kind, protocol)
-    try:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(address)
-    except OSError:
-        holder.close()
-        raise
-    return holder
+    """Bind a port that the workers will share, without listening: so it stays ours while they come and go.
+
+    Raises:
+        ConfigError: it is taken, by another server that would share it too, or not allowed.
+    """
+    with binding(host, port):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+        holder = socket.socket(family, kind, protocol)
+        try:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            holder.bind(address)
+        except OSError:
+            holder.close()
+            raise
+        return holder
 
 
 def run_server(settings: Settings, announce: Callable[[int], None]) -> int:

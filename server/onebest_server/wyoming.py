@@ -31,10 +31,17 @@ class TcpOutlet(Outlet):
 
     def send(self, message: Message) -> None:
         """Send a message; cut the connection if too much is waiting."""
+        if self.is_lost:
+            return
         self._writer.write(message if isinstance(message, bytes) else message.encode())
         if self._writer.transport.get_write_buffer_size() > self._most:
             self._sessions.metrics.refuse("unread_bytes")
             self._writer.transport.abort()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client can be told nothing more."""
+        return self._writer.transport.is_closing()
 
     def close(self, code: int, reason: str) -> None:
         """Send the end once everything is sent; the client then closes, or is cut off."""
@@ -111,7 +118,7 @@ class WyomingListener:
             writer.close()
 
     async def _read(self, reader: asyncio.StreamReader, outlet: TcpOutlet, session: Session) -> None:
-        while not session.closed:
+        while not (session.closed or outlet.is_lost):
             try:
                 message = await read_message(reader, self._limits.message_bytes)
             except ProtocolError as error:
@@ -120,6 +127,7 @@ class WyomingListener:
                 return
             session.receive(message, outlet)
             await session.has_room()
+            await asyncio.sleep(0)  # events that are here already come without giving way
 
 
 async def _await_close(reader: asyncio.StreamReader) -> None:

@@ -18,6 +18,7 @@ from onebest import Recognizer
 from onebest_server.limits import Limits
 from onebest_server.models import Models
 from onebest_server.server import Server, Settings
+from onebest_server.session import Session
 
 #: A test that waits for ever fails instead.
 LONGEST_TEST_SECONDS = 20
@@ -65,3 +66,16 @@ def serving(models):
             await server.drain(hurry)
 
     return serving
+
+
+@pytest.fixture
+def handled(monkeypatch):
+    """The messages that sessions have been handed, in order."""
+    messages, receive = [], Session.receive
+
+    def note(session, message, outlet):
+        messages.append(message)
+        receive(session, message, outlet)
+
+    monkeypatch.setattr(Session, "receive", note)
+    return messages

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
+from onebest.results import Segment, Word
 from onebest_server.limits import Limits
 from onebest_server.protocol import (
     Close,
@@ -201,9 +202,43 @@ class TestResults:
         ends = [
             (step, message["last_word_end"])
             for step in range(10)
-            for message in sent(protocol.handle(Stepped((), HELLO, 0.0)))
+            for message in sent(protocol.handle(Stepped((), HELLO, 6.0, 0.48 * (step + 1))))
         ]
-        assert ends == [(4, 1.9)]  # 5 steps of 640 ms are the first to reach 2.9 s
+        assert ends == [(6, 1.9)]  # 7 steps of 480 ms are the first to reach 2.9 s
+
+    def test_end_of_utterance_where_a_step_has_several(self):
+        protocol = make(utterance_end_ms="1000", vad_events="true")
+        messages = sent(protocol.handle(Stepped((HELLO,), AGAIN, 6.0, 5.76)))
+        assert [message["type"] for message in messages] == [
+            "SpeechStarted",
+            "Results",
+            "UtteranceEnd",
+            "SpeechStarted",
+            "UtteranceEnd",
+        ]
+        assert [m["last_word_end"] for m in messages if m["type"] == "UtteranceEnd"] == [1.9, 4.4]
+
+    def test_end_of_utterance_where_words_are_far_apart_in_a_segment(self):
+        both = Segment("a b", (Word("a", 1.0, 1.2, 0.9), Word("b", 3.0, 3.2, 0.9)), (), 1.0, 3.2)
+        messages = sent(make(utterance_end_ms="1000").handle(Stepped((), both, 4.0, 3.36)))
+        assert [message["last_word_end"] for message in messages] == [1.2]
+
+    @pytest.mark.parametrize(("seconds", "ends"), [(2.8, []), (3.0, [1.9])])
+    def test_end_of_utterance_in_what_is_left(self, seconds, ends):
+        protocol = make(utterance_end_ms="1000")
+        say(protocol, "CloseStream")
+        messages = sent(protocol.handle(Finished((HELLO,), NOTHING, seconds, 3.84)))
+        assert [m["last_word_end"] for m in messages if m["type"] == "UtteranceEnd"] == ends
+        assert messages[-1]["type"] == "Metadata"
+
+    def test_end_of_utterance_behind_finalize(self):
+        protocol = make(utterance_end_ms="1000")
+        say(protocol, "Finalize")
+        messages = sent(protocol.handle(Finished((HELLO,), NOTHING, 2.0, 2.4)))
+        for decoded in (0.48, 0.96, 1.44):
+            messages += sent(protocol.handle(Stepped((), NOTHING, 2.0, decoded)))
+        assert [message["type"] for message in messages] == ["Results", "UtteranceEnd"]
+        assert messages[1]["last_word_end"] == 1.9
 
 
 @settings(max_examples=50, deadline=None)

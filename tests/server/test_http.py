@@ -3,8 +3,10 @@
 import asyncio
 import http.client
 import json
+import os
 import ssl
 import subprocess
+import sys
 
 import pytest
 from clients import sherpa, url
@@ -79,6 +81,23 @@ def test_metrics(serving):
         assert f"onebest_{name}" in values
 
 
+def test_metrics_of_several_processes(tmp_path):
+    """Sums, but the mean of what is a share; who has had no audio has no real-time factor."""
+    script = (
+        "import sys; from onebest_server.metrics import Metrics; metrics = Metrics(); "
+        "metrics.streams.set(2); metrics.utilisation.set(float(sys.argv[1])); "
+        "metrics.real_time_factor.set(float(sys.argv[2])); print(metrics.render().decode())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for utilisation, factor in [("0.8", "0.1"), ("0.6", "0.3"), ("0.1", "0")]:
+        command = [sys.executable, "-c", script, utilisation, factor]
+        said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    values = dict(line.rsplit(" ", 1) for line in said.splitlines() if not line.startswith("#") and line)
+    assert float(values["onebest_streams"]) == 6
+    assert float(values["onebest_utilisation"]) == pytest.approx(0.5)
+    assert float(values["onebest_real_time_factor"]) == pytest.approx(0.2)
+
+
 def test_the_page(serving, tmp_path, monkeypatch):
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("<title>é</title>", "utf-8")
@@ -145,6 +164,7 @@ def test_probes_need_no_token_and_metrics_do(serving):
         (Access(), {"origin": "http://evil.example:6006", "host": "evil.example:6006"}, False),
         (Access(), {"origin": "null", "host": "localhost:6006"}, False),
         (Access(), {"origin": "", "host": ""}, False),
+        (Access(), {"origin": "http://[", "host": "localhost:6006"}, False),
         (Access(origins=("null",)), {"origin": "null", "host": "localhost:6006"}, True),
         (Access(origins=("https://a.example",)), {"origin": "https://a.example", "host": "x"}, True),
         (Access(loopback=False), {"origin": "http://asr.example", "host": "asr.example"}, True),
@@ -175,6 +195,24 @@ def test_unknown_paths_are_refused(serving, path):
             return refused.value.response.status_code
 
     assert asyncio.run(run()) == 404
+
+
+def test_a_path_that_cannot_be_read(serving):
+    async def run():
+        async with serving() as server:
+            plain, _ = await asyncio.to_thread(get, server, "//[")
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(
+                b"GET //[ HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            answer = await reader.read()
+            writer.close()
+            return plain.status, answer
+
+    status, answer = asyncio.run(run())
+    assert status == 400
+    assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):

@@ -40,6 +40,18 @@ def test_a_shorter_silence_ends_more_segments():
     assert counts[0] < counts[1]
 
 
+def test_a_longer_silence_is_waited_for():
+    models = shipped()
+    samples, _ = recording()
+    audio = np.concatenate([samples, np.zeros(3 * 16000, np.int16), samples])
+    counts = []
+    for silence_ms in (3000, 5000):
+        stream = models.open(Open(16000, silence_ms=silence_ms))
+        stream.accept(audio)
+        counts.append(len(stream.finish().segments))
+    assert counts == [2, 1]
+
+
 def test_no_endpoints(models):
     stream = models.open(Open(16000, endpoints=False, silence_ms=400))
     stream.accept(make_audio(30.0))

@@ -111,6 +111,40 @@ class TestSession:
         append(protocol)
         assert update(protocol, transcription={"keywords": ["a"]})[0] == SetHotwords(("a",), lenient=True)
 
+    @pytest.mark.parametrize("before", [{"type": "server_vad"}, None])
+    @pytest.mark.parametrize("after", [{"type": "server_vad", "silence_duration_ms": 900}, None])
+    def test_turn_detection_changes_during_audio(self, before, after):
+        protocol = make()
+        update(protocol, turn_detection=before)
+        append(protocol)
+        change, *told = update(protocol, turn_detection=after)
+        if before == after:
+            assert (sent([change])[0]["type"], told) == ("session.updated", [])
+            return
+        assert change == End()
+        assert append(protocol)[0] == Open(24000, silence_ms=after and 900, lenient=True)
+        assert list(protocol.handle(Finished((), NOTHING, 1.0))) == []
+
+    @pytest.mark.parametrize("before", [{"type": "server_vad"}, None])
+    def test_what_was_said_before_turn_detection_changes_is_an_item(self, before):
+        protocol = make()
+        update(protocol, turn_detection=before)
+        append(protocol)
+        update(protocol, turn_detection={"type": "server_vad", "silence_duration_ms": 900})
+        append(protocol)
+        messages = sent(protocol.handle(Finished((HELLO,), NOTHING, 2.0)))
+        assert [m["transcript"] for m in messages if m["type"] == COMPLETED] == ["hello there"]
+        assert kinds(messages).count("committed") == 1
+        messages = sent(protocol.handle(Stepped((AGAIN,), NOTHING, 6.0)))
+        assert [m["transcript"] for m in messages if m["type"] == COMPLETED] == ["again"]
+
+    def test_half_a_sample_outlives_a_change_of_turn_detection(self):
+        protocol = make()
+        parts = [np.frombuffer(part, np.uint8) for part in (INTS.tobytes()[:3], INTS.tobytes()[3:])]
+        append(protocol, parts[0])
+        update(protocol, turn_detection=None)
+        assert samples_of(append(protocol, parts[1])) == [[-100]]
+
     def test_the_rate_cannot_change_during_audio(self):
         protocol = make()
         append(protocol)
@@ -177,6 +211,14 @@ class TestTurns:
         assert kinds(messages) == ["committed", COMPLETED]
         assert messages[-1]["transcript"] == ""
 
+    def test_a_commit_that_a_turn_answers(self):
+        protocol = make()
+        append(protocol)
+        commit(protocol)
+        messages = sent(protocol.handle(Stepped((HELLO,), NOTHING, 4.0)))
+        messages += sent(protocol.handle(Finished((), NOTHING, 4.0)))
+        assert [m["transcript"] for m in messages if m["type"] == COMPLETED] == ["hello there"]
+
 
 class TestCommits:
     def test_the_buffer_is_an_item(self):
@@ -224,14 +266,33 @@ class TestCommits:
 class TestClear:
     def test_what_was_cleared_is_not_told(self):
         protocol = make()
+        update(protocol, turn_detection=None)
         append(protocol)
-        end, cleared = say(protocol, "input_audio_buffer.clear")
-        assert end == End()
-        assert kinds(sent([cleared])) == ["cleared"]
+        assert say(protocol, "input_audio_buffer.clear") == [End()]
         assert list(protocol.handle(Stepped((HELLO,), AGAIN, 5.0))) == []
-        assert list(protocol.handle(Finished((AGAIN,), NOTHING, 6.0))) == []
+        assert kinds(sent(protocol.handle(Finished((AGAIN,), NOTHING, 6.0)))) == ["cleared"]
+
+    def test_a_turn_that_has_ended_is_not_cleared(self):
+        protocol = make()
         append(protocol)
-        assert sent(protocol.handle(Stepped((), HELLO, 2.0)))[0]["audio_start_ms"] == 7000
+        assert say(protocol, "input_audio_buffer.clear") == [End()]
+        messages = sent(protocol.handle(Stepped((HELLO,), AGAIN, 5.0)))
+        assert kinds(messages) == ["speech_started", "speech_stopped", "committed", DELTA, COMPLETED]
+        assert messages[-1]["transcript"] == "hello there"
+
+    @pytest.mark.parametrize("kind", [Stepped, Finished])
+    @pytest.mark.parametrize(("seconds", "texts"), [(4.8, []), (4.9, ["again"])])
+    def test_a_turn_has_ended_where_silence_follows(self, kind, seconds, texts):
+        protocol = make()
+        append(protocol)
+        say(protocol, "input_audio_buffer.clear")
+        messages = sent(protocol.handle(kind((AGAIN,), NOTHING, seconds, 5.28)))
+        messages += [] if kind is Finished else sent(protocol.handle(Finished((), NOTHING, seconds, 5.76)))
+        assert [m["transcript"] for m in messages if m["type"] == COMPLETED] == texts
+        assert kinds(messages)[-1] == "cleared"
+        append(protocol)
+        started = sent(protocol.handle(Stepped((), HELLO, 2.0)))[0]
+        assert started["audio_start_ms"] == round(seconds * 1000) + 1000
 
     def test_nothing_to_clear(self):
         assert kinds(sent(say(make(), "input_audio_buffer.clear"))) == ["cleared"]

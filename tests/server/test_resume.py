@@ -153,7 +153,14 @@ def test_a_session_is_kept_for_its_time(serving):
 
 
 @pytest.mark.parametrize(
-    "resume", [{"session": "0-guess"}, {"session": "7-x"}, {"session": ""}, {"segments": 5}]
+    "resume",
+    [
+        {"session": "0-guess"},
+        {"session": "7-x"},
+        {"session": "9" * 5000 + "-x"},
+        {"session": ""},
+        {"segments": 5},
+    ],
 )
 def test_what_cannot_be_resumed(serving, resume):
     answer = lost_session(serving, {}, **resume)

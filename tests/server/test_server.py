@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from onebest import Recognizer
-from onebest_server.server import Settings
+from onebest_server.server import Server, Settings
 
 
 def value(server, name, **labels):
@@ -409,6 +410,51 @@ class TestDrain:
         assert finals(messages) == say(audio)
         assert messages[-1]["requested"] is False
         assert code == idle_code == 1001
+
+    def test_a_client_of_another_worker_may_end(self, models, say, tmp_path, monkeypatch):
+        """Its session is with one worker, its connection with another that has no session for it."""
+        monkeypatch.setattr("onebest_server.server.STOP_SECONDS", 0.2)
+        audio = make_audio(2.0)
+        settings = Settings(port=0, workers=2)
+
+        async def run():
+            owner, carrier = (Server(settings, models, worker, tmp_path) for worker in (0, 1))
+            await owner.start()
+            await carrier.start()
+            lost = await connect(url(owner, "/onebest"))
+            await lost.send('{"type": "start"}')
+            session = json.loads(await lost.recv())["session"]
+            lost.transport.abort()
+            socket = await connect(url(carrier, "/onebest"))
+            await socket.send(json.dumps({"type": "resume", "session": session, "segments": 0}))
+            await socket.recv()
+            draining = asyncio.gather(owner.drain(), carrier.drain())
+            await asyncio.sleep(1.0)
+            await socket.send(audio.tobytes())
+            await socket.send('{"type": "finish"}')
+            messages = [json.loads(message) async for message in drain(socket)]
+            await draining
+            return messages
+
+        assert finals(asyncio.run(run())) == say(audio)
+
+
+def test_an_unforeseen_error_at_the_start_ends_the_threads(models, monkeypatch):
+    def fail(*arguments, **named):
+        raise OverflowError
+
+    monkeypatch.setattr("onebest_server.server.serve", fail)
+
+    async def run():
+        server = Server(Settings(port=0), models)
+        try:
+            with pytest.raises(OverflowError):
+                await server.start()
+            return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+        finally:
+            await server.sessions.stop()
+
+    assert asyncio.run(run()) == []
 
 
 def test_log_has_no_text_unless_asked(serving, say, caplog):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onebest.errors import AudioError
-from onebest_server.job import CHUNKS_A_TURN, Job
+from onebest_server.job import CHUNKS_A_TURN, MOST_PIECES, Job
 from onebest_server.limits import Limits, describe_limits
 from onebest_server.metrics import Metrics
 from onebest_server.protocol import (
@@ -24,6 +24,7 @@ from onebest_server.protocol import (
     Keep,
     Open,
     Protocol,
+    Resume,
     Send,
     SetHotwords,
     Stepped,
@@ -78,6 +79,10 @@ class FakeStream:
     @property
     def ready(self):
         return self.waiting >= (1 if self.ended else 1600)
+
+    @property
+    def decoded_seconds(self):
+        return (self.samples - self.waiting) / self.rate
 
     @property
     def missing_seconds(self):
@@ -169,6 +174,59 @@ class TestJob:
             job.put(work)
         assert take_turns(job, recognizer) == [[Stepped], [Finished]]
         assert log == [(("word",), 3200, 0)]
+
+    def test_hotwords_change_once_a_turn(self):
+        recognizer, log = FakeRecognizer(), []
+        stream = FakeStream(recognizer)
+        stream.set_hotwords = log.append
+        job = Job(lambda wish: stream, Clock())
+        for work in (Open(16000), *[SetHotwords(("word",)), audio(0.01)] * 3):
+            job.put(work)
+        for changes in (1, 2, 3):
+            assert job.has_work
+            job.feed()
+            job.collect(False)
+            assert len(log) == changes
+        assert not job.has_work
+
+    def test_of_hotwords_at_the_same_place_the_last_count(self):
+        recognizer, log = FakeRecognizer(), []
+        stream = FakeStream(recognizer)
+        stream.set_hotwords = log.append
+        job = Job(lambda wish: stream, Clock())
+        for work in (Open(16000), SetHotwords(("a",)), audio(0.01), *(SetHotwords((w,)) for w in "bcd")):
+            job.put(work)
+        take_turns(job, recognizer)
+        assert log == [("a",), ("d",)]
+
+    def test_events_say_how_much_was_decoded(self):
+        recognizer = FakeRecognizer()
+        job = make_job(recognizer)
+        job.put(Open(16000))
+        job.put(audio(0.35))
+        recognizer.advance([job.feed()])
+        [stepped] = job.collect(True).events
+        assert (stepped.seconds, stepped.decoded) == (0.35, pytest.approx(0.3))
+
+    def test_audio_of_no_length_does_not_wait(self):
+        job = make_job(FakeRecognizer())
+        job.put(Open(16000))
+        job.feed()
+        job.collect(False)
+        for _ in range(10):
+            job.put(audio(0.0))
+        assert (job.queued_load, len(job._queue)) == (0.0, 0)
+
+    def test_very_many_pieces_have_a_turn(self):
+        recognizer = FakeRecognizer()
+        job = make_job(recognizer)
+        job.put(Open(16000))
+        take_turns(job, recognizer)
+        for _ in range(MOST_PIECES):
+            assert not job.has_work
+            job.put(audio(1 / 16000))
+        assert take_turns(job, recognizer) == [[]]
+        assert job.queued_load == 0
 
     def test_long_audio_is_queued_in_parts_and_replied_once(self):
         recognizer = FakeRecognizer()
@@ -341,7 +399,14 @@ class Talk(Protocol):
     def receive(self, message):
         if isinstance(message, bytes):
             return [Audio(np.frombuffer(message, "<f4"))]
-        return {"open": [*([Keep()] if self.keep else []), Open(16000)], "end": [End()], "": []}[message]
+        begin = [*([Keep()] if self.keep else []), Open(16000)]
+        return {
+            "open": begin,
+            "end": [End()],
+            "word": [SetHotwords(("word",))],
+            "resume": [Resume("0-y", 0)],
+            "": [],
+        }[message]
 
     def handle(self, event):
         self.events.append(event)
@@ -437,6 +502,25 @@ class TestSession:
         assert not session._room.is_set()
         self.work()
         assert session._room.is_set()
+
+    @pytest.mark.parametrize(
+        ("messages", "most"),
+        [(["open", "end"], 10), (["word", bytes(4)], 17), ([bytes(4)], 100), ([b""], 1000)],
+    )
+    def test_room_where_no_audio_is(self, messages, most):
+        session = self.make(queue_seconds=1.0)
+        self.say(*([] if "open" in messages else ["open"]))
+        for _ in range(most):
+            self.say(*messages)
+        assert session.job.queued_load <= 1.1
+        assert session._room.is_set() == (messages == [b""])
+
+    def test_a_resume_that_fails_is_answered(self):
+        self.make()
+        self.desk.worker_of, self.desk.find = lambda name: None, lambda name: 1 / 0
+        self.say("resume")
+        assert self.sink.closed[0] == INTERNAL
+        assert self.session.closed
 
     def test_idle_clients(self):
         self.make(idle_seconds=10.0)

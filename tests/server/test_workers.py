@@ -1,6 +1,7 @@
 """``onebest serve`` as a command: worker processes, one of them killed, a signal to stop, what it prints."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -9,19 +10,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from clients import finals
 from tiny_model import make_audio
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from onebest.cli import main
 from onebest.client import AsyncClient
 from onebest.events import FinalText
+from onebest_server import workers
+from onebest_server.server import Settings
+from onebest_server.workers import Supervisor, run_process
 
 AUDIO = make_audio(6.0)
 ONEBEST = Path(sys.executable).with_name("onebest")
@@ -36,7 +42,7 @@ def _logging_as_before():
     logging.getLogger("websockets").setLevel(logging.NOTSET)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(model, *options):
     """Run the command; give the process and its port once it is ready."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -184,13 +190,107 @@ def test_a_session_is_resumed_at_its_worker_through_the_other(tiny_folder, say):
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_port_that_is_taken(tiny_folder, capsys, workers):
+TERMINATE, INTERRUPT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize(("number", "all_told"), [(TERMINATE, False), (TERMINATE, True), (INTERRUPT, True)])
+def test_workers_drain_on_a_signal(tiny_folder, say, number, all_told):
+    """Whether it comes to the supervisor or, as from a terminal or for a control group, to all at once."""
+    with serve(tiny_folder, "--workers", 2) as (process, port):
+        wait_until(lambda: len(workers_of(process)) == 2)
+
+        async def run():
+            connections = [(await start_at(port, worker))[0] for worker in (0, 1)]
+            for connection in connections:
+                await connection.send(AUDIO[:16000].tobytes())
+                await connection.recv()
+            for told in [process.pid, *(workers_of(process) if all_told else ())]:
+                os.kill(told, number)
+            await asyncio.sleep(1.0)
+            return [await finish(connection, AUDIO[16000:]) for connection in connections]
+
+        assert asyncio.run(run()) == [say(AUDIO)] * 2
+        assert process.wait(20) == 0
+        assert [entry["event"] for entry in entries(process)].count("stopping") == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", 2)])
+def test_a_second_signal_does_not_wait(tiny_folder, say, options):
+    with serve(tiny_folder, "--drain-seconds", 600, *options) as (process, port):
+
+        async def run():
+            connection, _ = await start(port)
+            await connection.send(AUDIO.tobytes())
+            process.terminate()
+            await asyncio.sleep(1.5)
+            process.terminate()
+            texts = []
+            with contextlib.suppress(ConnectionClosed):
+                async for message in connection:
+                    texts.append(json.loads(message))
+            return finals(texts), connection.close_code
+
+        assert asyncio.run(run()) == (say(AUDIO), 1001)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("option", ["--port", "--wyoming-port"])
+def test_a_port_that_is_taken(tiny_folder, capsys, processes, option):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        options = ["--port", str(port), "--model", str(tiny_folder), "--workers", str(workers)]
+        options = ["--model", str(tiny_folder), "--workers", str(processes)]
+        assert main(["serve", "--port", "0", *options, option, str(port)]) == 1
+        assert f"Cannot serve at 127.0.0.1:{port}: " in capsys.readouterr().err
+
+
+def test_two_servers_do_not_share_a_port(tiny_folder, capsys):
+    with serve(tiny_folder, "--workers", 2) as (_, port):
+        options = ["--port", str(port), "--model", str(tiny_folder), "--workers", "2"]
         assert main(["serve", *options]) == 1
-        assert f"127.0.0.1:{port}" in capsys.readouterr().err
+        assert f"Cannot serve at 127.0.0.1:{port}: " in capsys.readouterr().err
+
+
+def test_the_threads_end_where_nobody_can_be_told_the_port(tiny_folder):
+    def announce(port):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_process(Settings(port=0, model=tiny_folder), announce=announce)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("decode")] == []
+
+
+class FailingProcess:
+    """A worker that ends as soon as it is started, as one does that cannot bind a port."""
+
+    exitcode, pid = 1, 0
+    started = 0
+
+    def __init__(self, **arguments):
+        self.sentinel, writer = os.pipe()
+        os.close(writer)
+
+    def start(self):
+        FailingProcess.started += 1
+        assert FailingProcess.started < 20, "it was started again and again"
+
+    def is_alive(self):
+        return False
+
+
+def test_workers_that_cannot_start(tiny_folder, monkeypatch):
+    monkeypatch.setattr(workers, "SHORTEST_LIFE_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(FailingProcess, "started", 0)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    handlers = [signal.getsignal(number) for number in (TERMINATE, INTERRUPT)]
+    supervisor = Supervisor(Settings(port=0, model=tiny_folder, workers=2))
+    supervisor._context = SimpleNamespace(Process=FailingProcess)
+    try:
+        assert supervisor.run() == 1
+    finally:
+        for number, handler in zip((TERMINATE, INTERRUPT), handlers, strict=True):
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +301,10 @@ def test_a_port_that_is_taken(tiny_folder, capsys, workers):
         (["--workers", "0"], "one worker"),
         (["--token-file", "missing"], "missing"),
         (["--tls-cert", "missing"], "missing"),
+        (["--tls-key", "key.pem"], "key.pem"),
+        (["--port", "70000"], "from 0 to 65535"),
+        (["--wyoming-port", "-1"], "from 0 to 65535"),
+        (["--port", "7000", "--wyoming-port", "7000"], "of its own"),
     ],
 )
 def test_wrong_settings(capsys, options, said):

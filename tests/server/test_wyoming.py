@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import struct
 
 import numpy as np
 import pytest
@@ -126,6 +128,11 @@ class TestConversation:
         protocol = make()
         say(protocol, "transcribe", transcript_names=["a"], transcript_terms=["b", "c", "d"])
         assert say(protocol, "audio-start", **FORMAT)[0].hotwords == ("a", "b", "c")
+
+    def test_hotwords_that_are_too_long_are_left_out(self):
+        protocol = make()
+        say(protocol, "transcribe", transcript_names=["a" * 101, "b" * 100], transcript_terms=["c"])
+        assert say(protocol, "audio-start", **FORMAT)[0].hotwords == ("b" * 100, "c")
 
     def test_the_text_is_told_as_it_grows_and_whole(self):
         protocol = make()
@@ -287,6 +294,34 @@ class TestTcp:
 
         metrics = self.run(talk, Limits(unread_bytes=10000))
         assert 'onebest_refusals_total{cause="unread_bytes"} 1.0' in metrics
+
+    def test_many_small_events_take_turns_with_others(self, handled):
+        async def talk(server):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.wyoming_port)
+            writer.write(WyomingEvent("unknown").to_bytes() * 1000)
+            most, before = 0, 0
+            while len(handled) < 1000:
+                await asyncio.sleep(0)
+                most, before = max(most, len(handled) - before), len(handled)
+            writer.close()
+            return most
+
+        assert self.run(talk) <= 2
+
+    def test_what_a_lost_client_sent_is_not_handled(self, handled):
+        async def talk(server):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.wyoming_port)
+            writer.write(WyomingEvent("unknown").to_bytes() * 1000)
+            while not handled:
+                await asyncio.sleep(0)
+            at_once = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            writer.transport.abort()
+            while server.sessions.connected:
+                await asyncio.sleep(0)
+
+        self.run(talk)
+        assert len(handled) < 1000
 
     def test_a_text_is_completed_when_the_server_stops(self):
         samples, text = recording()

@@ -58,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; return 0 if all clients got their texts."""
+    """Serve until SIGTERM or SIGINT; return 0 if all clients got their texts.
+
+    Raises:
+        ConfigError: the settings are impossible, or a port is taken or not allowed.
+    """
     settings = read_settings(arguments)
     if not is_loopback(settings.host) and not settings.tokens:
         print(
@@ -68,19 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     scheme = "https" if settings.certificate else "http"
-    try:
-        return run_server(
-            settings, lambda port: print(f"Open {scheme}://{host}:{port}/ in a browser.", flush=True)
-        )
-    except OSError as error:
-        raise ConfigError(f"Cannot serve at {settings.host}:{settings.port}: {error.strerror}.") from error
+    return run_server(
+        settings, lambda port: print(f"Open {scheme}://{host}:{port}/ in a browser.", flush=True)
+    )
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
     """Return the settings that the arguments name.
 
     Raises:
-        ConfigError: the tokens cannot be read, or a number is impossible.
+        ConfigError: the tokens cannot be read, or a setting is impossible.
     """
     if arguments.workers < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise ConfigError("Expected one worker and one thread, or more.")

@@ -19,6 +19,7 @@ from onebest.results import Segment
 from onebest.samples import HIGHEST_RATE, LOWEST_RATE
 from onebest_server.protocol import (
     INVALID_DATA,
+    LONGEST_HOTWORD,
     SHORTEST_SILENCE_MS,
     Action,
     Audio,
@@ -37,7 +38,6 @@ from onebest_server.protocol import (
     SetHotwords,
     Stepped,
 )
-from onebest_server.protocols.onebest import LONGEST_HOTWORD
 from onebest_server.protocols.pcm import MOST_CHANNELS, PcmReader
 
 ENCODINGS = {"linear16": "<i2", "linear32": "<f4"}
@@ -68,12 +68,12 @@ class DeepgramProtocol(Protocol):
         self._request = str(uuid.uuid4())
         self._is_open = self._closing = False
         self._endings: deque[str] = deque()
-        self._before = 0.0
+        self._before = self._word_end = self._utterance_end = 0.0
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Set what concerns the running utterance, all in seconds from its start."""
-        self._told = self._decoded = self._word_end = self._utterance_end = 0.0
+        """Set what concerns the running utterance; seconds are from its start."""
+        self._told = 0.0
         self._speaks = False
 
     def receive(self, message: Message) -> Iterable[Action]:
@@ -96,7 +96,6 @@ class DeepgramProtocol(Protocol):
         """Send what an event means for the client."""
         match event:
             case Stepped():
-                self._decoded += self.handshake.latencies_ms[0] / 1000
                 return list(self._describe(event))
             case Finished():
                 return list(self._finish(event))
@@ -141,27 +140,35 @@ class DeepgramProtocol(Protocol):
         yield from self._start_of_speech(progress.partial)
         if self._interim and progress.partial.words:
             yield self._results(progress.partial, progress.seconds, is_final=False)
-        yield from self._end_of_utterance(progress)
+        yield from self._take_words(progress.partial)
+        yield from self._end_of_utterance(progress.decoded)
 
     def _describe_ended(self, segments: Iterable[Segment]) -> Iterator[Action]:
         for segment in segments:
             yield from self._start_of_speech(segment)
             yield self._results(segment, segment.end, is_final=True, speech_final=self._has_endpoints)
+            yield from self._take_words(segment)
             self._speaks = False
 
     def _start_of_speech(self, segment: Segment) -> Iterator[Action]:
+        yield from self._end_of_utterance(segment.start)
         if self._vad_events and segment.words and not self._speaks:
             timestamp = round(self._before + segment.start, 3)
             yield _send({"type": "SpeechStarted", "channel": [0, 1], "timestamp": timestamp})
         self._speaks = self._speaks or bool(segment.words)
 
-    def _end_of_utterance(self, progress: Progress) -> Iterator[Action]:
-        """Say once behind each last word that it was one, where the client asked for that."""
-        ends = [segment.end for segment in (*progress.segments, progress.partial) if segment.words]
-        self._word_end = max([self._word_end, *ends])
-        if self._gap and self._word_end > self._utterance_end and self._decoded >= self._word_end + self._gap:
+    def _take_words(self, segment: Segment) -> Iterator[Action]:
+        """Take a segment's words, and say where one is followed by a pause."""
+        for word in segment.words:
+            yield from self._end_of_utterance(word.start)
+            self._word_end = max(self._word_end, self._before + word.end)
+
+    def _end_of_utterance(self, until: float) -> Iterator[Action]:
+        """Say once of the last word that it was one, if nothing follows it ``until`` a pause is over."""
+        is_pause = self._before + until >= self._word_end + self._gap
+        if self._gap and is_pause and self._word_end > self._utterance_end:
             self._utterance_end = self._word_end
-            end = round(self._before + self._word_end, 3)
+            end = round(self._word_end, 3)
             yield _send({"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": end})
 
     def _finish(self, event: Finished) -> Iterator[Action]:
@@ -171,6 +178,8 @@ class DeepgramProtocol(Protocol):
         yield from self._start_of_speech(last)
         is_finalize = ending == "Finalize"
         yield self._results(last, event.seconds, is_final=True, speech_final=True, from_finalize=is_finalize)
+        yield from self._take_words(last)
+        yield from self._end_of_utterance(event.seconds)
         self._before += event.seconds
         self._begin_anew()
         if not is_finalize:

@@ -22,6 +22,7 @@ from onebest_server import messages, protocol
 from onebest_server.opus import OPUS_RATE, OpusDecoder
 from onebest_server.protocol import (
     INVALID_DATA,
+    LONGEST_HOTWORD,
     POLICY,
     UNSUPPORTED,
     Action,
@@ -48,7 +49,6 @@ ENCODINGS: Mapping[str, Callable[[], Decode]] = {
     "int16": lambda: partial(pcm, dtype="<i2"),
     "opus": lambda: OpusDecoder().decode,
 }
-LONGEST_HOTWORD = 100
 
 
 class State(Enum):

@@ -65,14 +65,23 @@ class _Utterance:
     Attributes:
         configuration: that of its ``Open``.
         item: the running one.
+        awaited: whether the client committed it and has not got an item for that.
         cleared: whether the client wants to hear no more of it.
         samples: how many were appended.
     """
 
     configuration: Configuration
     item: _Item = field(default_factory=_Item)
+    awaited: bool = False
     cleared: bool = False
     samples: int = 0
+
+    def ended_turns(self, progress: Progress) -> tuple[Segment, ...]:
+        """Return the turns that are over: not one that ``clear`` came into, before the silence behind it."""
+        *turns, last = progress.segments or (Segment(),)
+        silence = (self.configuration.silence_ms or 0) / 1000
+        is_cut = progress.seconds < min(last.end + silence, progress.decoded)
+        return tuple(turns) if self.cleared and is_cut else progress.segments
 
 
 class OpenaiProtocol(Protocol):
@@ -137,7 +146,7 @@ class OpenaiProtocol(Protocol):
         if not isinstance(event, Progress) or not self._utterances:
             return ()
         utterance = self._utterances[0]
-        actions = [] if utterance.cleared else list(self._tell(utterance, event))
+        actions = list(self._tell(utterance, event))
         if isinstance(event, Finished):
             self._utterances.popleft()
             self._before += event.seconds
@@ -155,7 +164,10 @@ class OpenaiProtocol(Protocol):
         if self._open is not None:
             if configuration.sample_rate != self._configuration.sample_rate:
                 raise Refusal("The rate can only change while the buffer is empty.", "session")
-            if configuration.hotwords != self._configuration.hotwords:
+            if configuration.silence_ms != self._configuration.silence_ms:
+                self._open = None  # the next one is of the new kind
+                actions.append(End())
+            elif configuration.hotwords != self._configuration.hotwords:
                 actions.append(SetHotwords(configuration.hotwords, lenient=True))
         self._configuration = configuration
         kind = "transcription_session.updated" if is_flat else "session.updated"
@@ -189,15 +201,16 @@ class OpenaiProtocol(Protocol):
     def _commit(self) -> list[Action]:
         if self._open is None or not self._open.samples:
             raise Refusal("The buffer has no audio.", None, "input_audio_buffer_commit_empty")
+        self._open.awaited = True
         committed = [] if self._open.configuration.has_turns else [self._tell_committed(self._open.item)]
         return [*committed, *self._end()]
 
     def _clear(self) -> list[Action]:
-        end = []
-        if self._open is not None:
-            self._open.cleared = True
-            end = self._end()
-        return [*end, self._send("input_audio_buffer.cleared")]
+        """Drop what is no turn yet; ``cleared`` follows when all turns before it are told."""
+        if self._open is None:
+            return [self._tell_cleared()]
+        self._open.cleared = True
+        return self._end()
 
     def _end(self) -> list[Action]:
         self._open, self._pcm = None, PcmReader("<i2")
@@ -208,25 +221,34 @@ class OpenaiProtocol(Protocol):
     def _tell(self, utterance: _Utterance, progress: Progress) -> Iterator[Action]:
         if utterance.configuration.has_turns:
             yield from self._tell_turns(utterance, progress)
-            return
+        elif not utterance.cleared:
+            yield from self._tell_buffer(utterance, progress)
+        if utterance.cleared and isinstance(progress, Finished):
+            yield self._tell_cleared()
+
+    def _tell_buffer(self, utterance: _Utterance, progress: Progress) -> Iterator[Action]:
         item = utterance.item
         item.segments += progress.segments
         yield from self._tell_delta(item, progress.partial)
-        if isinstance(progress, Finished):
-            if utterance is self._open:
+        if isinstance(progress, Finished) and (utterance.awaited or item.segments):
+            if not utterance.awaited:
                 yield self._tell_committed(item)
             yield self._tell_completed(item, progress.seconds)
 
     def _tell_turns(self, utterance: _Utterance, progress: Progress) -> Iterator[Action]:
-        for segment in progress.segments:
+        for segment in utterance.ended_turns(progress):
             yield from self._tell_start(utterance.item, segment)
             yield from self._tell_turn(utterance, segment)
-        if progress.partial.words:
+            utterance.awaited = False
+        if progress.partial.words and not utterance.cleared:
             yield from self._tell_start(utterance.item, progress.partial)
             yield from self._tell_delta(utterance.item, progress.partial)
-        if isinstance(progress, Finished) and not progress.segments:
+        if isinstance(progress, Finished) and utterance.awaited:
             yield self._tell_committed(utterance.item)
             yield self._tell_completed(utterance.item, 0.0)
+
+    def _tell_cleared(self) -> Send:
+        return self._send("input_audio_buffer.cleared")
 
     def _tell_start(self, item: _Item, segment: Segment) -> Iterator[Action]:
         if not item.started:

@@ -11,8 +11,7 @@ from typing import Any
 
 from onebest.errors import OnebestError
 from onebest.samples import HIGHEST_RATE, LOWEST_RATE
-from onebest_server.protocol import SHORTEST_SILENCE_MS
-from onebest_server.protocols.onebest import LONGEST_HOTWORD
+from onebest_server.protocol import LONGEST_HOTWORD, SHORTEST_SILENCE_MS
 from onebest_server.protocols.pcm import is_rate
 
 SAMPLE_RATE = 24000

@@ -44,7 +44,6 @@ class SherpaProtocol(Protocol):
         super().__init__(handshake)
         self._opened = self._done = False
         self._segment = 0
-        self._decoded_seconds = 0.0
 
     def receive(self, message: Message) -> Iterable[Action]:
         """Take audio or ``Done``."""
@@ -62,7 +61,6 @@ class SherpaProtocol(Protocol):
         """Answer each chunk; after the last one say ``Done!`` and close."""
         match event:
             case Stepped():
-                self._decoded_seconds += self.handshake.latencies_ms[0] / 1000
                 return self._answers(event, is_eof=False)
             case Finished():
                 return [*self._answers(event, is_eof=True), Send(f"{DONE}!"), Close()]
@@ -75,14 +73,14 @@ class SherpaProtocol(Protocol):
         answers: list[Action] = []
         for segment in progress.segments:
             is_last = is_eof and segment is progress.segments[-1]
-            answers.append(self._answer(segment, is_final=True, is_eof=is_last))
+            answers.append(self._answer(segment, progress.decoded, is_final=True, is_eof=is_last))
             self._segment += 1
         if progress.partial.tokens or not answers:
-            answers.append(self._answer(progress.partial, is_final=is_eof, is_eof=is_eof))
+            answers.append(self._answer(progress.partial, progress.decoded, is_final=is_eof, is_eof=is_eof))
         return answers
 
-    def _answer(self, segment: Segment, is_final: bool, is_eof: bool) -> Send:
-        silence = max(0.0, self._decoded_seconds - segment.end)
+    def _answer(self, segment: Segment, decoded: float, *, is_final: bool, is_eof: bool) -> Send:
+        silence = max(0.0, decoded - segment.end)
         answer = {
             "text": segment.text,
             "tokens": [token.token for token in segment.tokens],

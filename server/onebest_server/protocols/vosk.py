@@ -3,14 +3,17 @@
 Client: first, if it likes, ``{"config": {"sample_rate", "words", "phrase_list", ...}}``, which has no
 reply; then binary messages, int16 little-endian mono. Server: ``{"partial"}`` while a segment runs,
 ``{"text"}`` with ``"result"`` (its words) once it ended; after ``eof`` the rest, and the connection is
-closed. ``reset`` completes the text and begins anew. Times go on over both.
+closed. ``reset`` completes the text and begins anew; another rate counts from there on. Times go on over
+both.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onebest.results import Segment
@@ -33,6 +36,8 @@ from onebest_server.protocol import (
     Protocol,
     ProtocolError,
     Send,
+    SetHotwords,
+    fit_hotwords,
     pcm,
 )
 
@@ -46,7 +51,7 @@ class VoskProtocol(Protocol):
 
     def __init__(self, handshake: Handshake):
         super().__init__(handshake)
-        self._open = Open(DEFAULT_RATE)
+        self._open = Open(DEFAULT_RATE, lenient=True)
         self._words = True
         self._is_open = self._eof = False
         self._segments: deque[Segment] = deque()
@@ -61,8 +66,7 @@ class VoskProtocol(Protocol):
             return [*self._begin(), Audio(pcm(message, "<i2"), reply=True)]
         fields = _read_object(message)
         if "config" in fields:
-            self._configure(fields["config"])
-            return ()
+            return self._configure(fields["config"])
         if not fields.get("eof") and not fields.get("reset"):
             raise ProtocolError(UNSUPPORTED, "Expected config, eof, reset or binary int16 samples.")
         self._eof = bool(fields.get("eof"))
@@ -77,20 +81,23 @@ class VoskProtocol(Protocol):
         self._is_open = True
         return [self._open]
 
-    def _configure(self, config: Any) -> None:
-        if self._is_open or not isinstance(config, dict):
-            raise ProtocolError(INVALID_DATA, "Expected config to be an object, before the audio.")
-        rate = config.get("sample_rate", self._open.sample_rate)
-        phrases = config.get("phrase_list", [])
-        most = self.handshake.limits.hotwords
-        if not isinstance(rate, (int, float)) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-            raise ProtocolError(INVALID_DATA, f"Expected a sample_rate of {LOWEST_RATE} to {HIGHEST_RATE}.")
+    def _configure(self, config: Any) -> list[Action]:
+        """Set what a configuration names; a rate counts from the next ``Open`` on."""
+        if not isinstance(config, dict):
+            raise ProtocolError(INVALID_DATA, "Expected config to be an object.")
+        if "sample_rate" in config:
+            self._open = replace(self._open, sample_rate=_read_rate(config["sample_rate"]))
+        self._words = bool(config.get("words", self._words))
+        if "phrase_list" not in config:
+            return []
+        phrases = config["phrase_list"] or []
         if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
             raise ProtocolError(INVALID_DATA, "Expected phrase_list to be a list of texts.")
-        if len(phrases) > most:
-            raise ProtocolError(INVALID_DATA, f"Expected up to {most} phrases, got {len(phrases)}.")
-        self._open = Open(int(rate), hotwords=tuple(phrase for phrase in phrases if phrase != UNKNOWN))
-        self._words = bool(config.get("words", True))
+        hotwords = fit_hotwords(
+            (phrase for phrase in phrases if phrase != UNKNOWN), self.handshake.limits.hotwords
+        )
+        self._open = replace(self._open, hotwords=hotwords)
+        return [SetHotwords(hotwords, lenient=True)] if self._is_open else []
 
     def handle(self, event: Event) -> Iterable[Action]:
         """Answer ``Accepted`` and ``Finished``, each with one message."""
@@ -137,6 +144,17 @@ def _read_object(message: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ProtocolError(INVALID_DATA, "Expected a JSON object.")
     return fields
+
+
+def _read_rate(given: Any) -> int:
+    """Return a sample rate, which may be a text."""
+    try:
+        rate = float(given)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise ProtocolError(INVALID_DATA, f"Expected a sample_rate of {LOWEST_RATE} to {HIGHEST_RATE}.")
+    return int(rate)
 
 
 def _send(answer: dict[str, Any]) -> Send:

@@ -31,6 +31,7 @@ from onebest_server.protocol import (
     Protocol,
     ProtocolError,
     Send,
+    fit_hotwords,
 )
 from onebest_server.protocols.pcm import MOST_CHANNELS, PcmReader, is_rate
 
@@ -155,11 +156,11 @@ class WyomingProtocol(Protocol):
         return [Open(rate, self._hotwords, lenient=True)]
 
     def _read_hotwords(self, data: dict[str, Any]) -> tuple[str, ...]:
-        """Return the names and terms to expect; those beyond the limit matter least and are left out."""
+        """Return the names and terms to expect; those beyond the limits are left out."""
         lists = [data.get(name) or [] for name in ("transcript_names", "transcript_terms")]
         if not all(isinstance(terms, list) and all(isinstance(t, str) for t in terms) for terms in lists):
             raise ProtocolError(INVALID_DATA, "Expected transcript_names and transcript_terms to be texts.")
-        return tuple([*lists[0], *lists[1]][: self.handshake.limits.hotwords])
+        return fit_hotwords([*lists[0], *lists[1]], self.handshake.limits.hotwords)
 
     def _tell(self, progress: Progress) -> Iterator[Action]:
         """Send what the text has grown by; one that changed otherwise waits for the whole."""
