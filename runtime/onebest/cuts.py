@@ -109,6 +109,8 @@ def _slice(whole: FloatArray, rate: int, cut: Cut) -> FloatArray:
             f"cut {cut.id} ends at {cut.end:.2f} s, its recording {cut.recording.id} at "
             f"{whole.shape[1] / rate:.2f} s. Correct the manifest."
         )
+    if not np.isfinite(samples).all():
+        raise DataError(f"cut {cut.id}: a sample is not a finite number. Repair the recording or remove it.")
     if rate != SAMPLE_RATE:
         import soxr
 
@@ -126,12 +128,19 @@ def _with_absolute_path(cut: Cut, folder: Path) -> Cut:
 def _read_librispeech(folder: Path) -> list[Cut]:
     cuts: list[Cut] = []
     for transcript in sorted(folder.rglob("*.trans.txt")):
-        for line in transcript.read_text("utf-8").splitlines():
+        for line in _read_lines(transcript):
             name, _, text = line.partition(" ")
             cuts.append(_utterance(transcript, name, text))
     if not cuts:
         raise DataError(f"{folder}: no *.trans.txt there. Expected the layout of LibriSpeech.")
     return cuts
+
+
+def _read_lines(transcript: Path) -> list[str]:
+    try:
+        return transcript.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{transcript}: cannot be read as text in UTF-8 ({error}). Repair it.") from error
 
 
 def _utterance(transcript: Path, name: str, text: str) -> Cut:

@@ -39,7 +39,9 @@ SELF_SUPERVISED = {
 }
 
 
-def save_self_supervised(family: str, folder: Path, norm: str = "layer") -> PreTrainedModel:
+def save_self_supervised(
+    family: str, folder: Path, norm: str = "layer", **more_sizes: object
+) -> PreTrainedModel:
     """Write a small model and its preprocessor; return the model."""
     torch.manual_seed(1)
     config, kind = SELF_SUPERVISED[family]
@@ -55,6 +57,7 @@ def save_self_supervised(family: str, folder: Path, norm: str = "layer") -> PreT
         "num_conv_pos_embedding_groups": 2,
         "feat_extract_norm": norm,
         "do_stable_layer_norm": norm == "layer",
+        **more_sizes,
     }
     model = kind(config(**sizes)).eval()
     model.save_pretrained(folder)
@@ -62,15 +65,18 @@ def save_self_supervised(family: str, folder: Path, norm: str = "layer") -> PreT
     return model
 
 
-def save_whisper(folder: Path, vocab_size: int = 60, whole: bool = False) -> PreTrainedModel:
+def save_whisper(
+    folder: Path, vocab_size: int = 60, whole: bool = False, heads: int = 1, bins: int = 80
+) -> PreTrainedModel:
     """Write a small Whisper, ``whole`` with what it needs to write text; return it."""
     torch.manual_seed(2)
     config = WhisperConfig(
         vocab_size=vocab_size,
+        num_mel_bins=bins,
         d_model=64,
         encoder_layers=2,
         decoder_layers=1,
-        encoder_attention_heads=1,
+        encoder_attention_heads=heads,
         decoder_attention_heads=1,
         encoder_ffn_dim=40,
         decoder_ffn_dim=40,

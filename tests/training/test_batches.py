@@ -340,9 +340,39 @@ def targets(corpus: ToneCorpus, tokens: TextEncoder, tmp_path: Path) -> Path:
     folder = tmp_path / "targets"
     cuts = FeatureStore(corpus.store).cuts[:24]
     write_description(Description("teacher", tokens.digest, len(tokens), {}, "cuts", 1), folder)
-    paths = {cut.id: [random_path([5] * (1 + i % 3), 9, 16)] for i, cut in enumerate(cuts)}
+    paths = {
+        cut.id: [random_path([5] * (1 + i % 3), cut.custom["num_frames"] // 4, 16)]
+        for i, cut in enumerate(cuts)
+    }
     write_shard(shard_path(folder, 0), paths, {})
     return folder
+
+
+def test_targets_of_the_same_cuts_at_another_speed_are_refused(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, targets: Path, tmp_path: Path
+) -> None:
+    cuts = list(read_cuts(corpus.manifest))[:3]
+    make_store(cuts, tmp_path / "slow", SampleAugmentation(speed=0.8))
+    source = SourceConfig(str(tmp_path / "slow"), targets=str(targets))
+    with pytest.raises(
+        DataError, match=rf"cut {cuts[0].id} has \d+ frames of 40 ms, but its target in .* has"
+    ):
+        load_training(replace(data, train=(source,)), tokens)
+    with pytest.raises(DataError, match="at the same speed"):
+        load_dev(replace(data, dev=str(tmp_path / "slow"), dev_targets=str(targets)), tokens)
+
+
+def test_a_teachers_store_at_another_speed_is_refused(
+    corpus: ToneCorpus, tokens: TextEncoder, data: DataConfig, tmp_path: Path
+) -> None:
+    cuts = list(read_cuts(corpus.manifest))[:3]
+    for name, speed in (("same", 1.0), ("fast", 1.5)):
+        make_store(cuts, tmp_path / name, SampleAugmentation(speed), front_end=SAMPLES)
+    config = replace(data, train=(SourceConfig(str(corpus.store), teacher_store=str(tmp_path / "same")),))
+    assert len(load_training(config, tokens)) == 3
+    config = replace(data, train=(SourceConfig(str(corpus.store), teacher_store=str(tmp_path / "fast")),))
+    with pytest.raises(DataError, match=r"but its cut in the teacher's store has \d+\. Make both"):
+        load_training(config, tokens)
 
 
 def test_targets_bring_labels_where_there_is_no_text(

@@ -1,6 +1,7 @@
 """Checkpoints: there and back, whole or not at all, and what is no checkpoint."""
 
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,19 @@ def test_a_full_disk_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.partial").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"checkpoint.pt: cannot be written \(No space left on device\)"):
         save(replace(make_checkpoint(), position=Position()), path)
+    assert load(path).position == POSITION
+
+
+def test_a_disk_that_fills_up_on_the_way_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+    path, large = tmp_path / "checkpoint.pt", {"a": torch.randn(1 << 18)}
+    save(make_checkpoint(), path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"checkpoint.pt: cannot be written \(File too large\)"):
+            save(replace(make_checkpoint(), weights=large, position=Position()), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load(path).position == POSITION
 
 

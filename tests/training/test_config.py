@@ -111,6 +111,8 @@ def test_what_does_not_belong_is_refused(place: tuple[str | int, ...], value: An
         (LossConfig, {"ctc": 0.0}, "one above 0"),
         (LossConfig, {"band": 1}, "a band of 0 or at least 2"),
         (LossConfig, {"fastemit": -0.1}, "fastemit"),
+        (LossConfig, {"fastemit": 0.1}, "transducer above 0 beside fastemit or delay_penalty"),
+        (LossConfig, {"delay_penalty": 0.1}, "transducer above 0 beside fastemit or delay_penalty"),
         (LossConfig, {"path": -0.1}, "losses of 0 or more"),
         (LossConfig, {"band_around": "line"}, "one of ctc, path"),
         (LossConfig, {"shift": -1}, "shift and embedding_delay"),

@@ -9,10 +9,12 @@ from target_stores import write_targets
 from tone_corpus import PIECES, ToneCorpus, make_talkative_run
 
 from onebest.cli import main
+from onebest.cuts import read_cuts
 from onebest_training.batches import Utterance
 from onebest_training.checkpoint import load, load_model, save
 from onebest_training.decode import dev_batches, transducer_greedy
-from onebest_training.features import FeatureStore
+from onebest_training.encoder import frames_out
+from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
 
 EARLIER = 2
 
@@ -32,8 +34,9 @@ def write_earlier_paths(corpus: ToneCorpus, student: Path, folder: Path) -> int:
         (batch,) = dev_batches([Utterance(cut, store, "", (), 1.0)])
         encoded = model.encoder(batch.features, batch.frame_lengths, 4, 16)
         (found,) = transducer_greedy(model, encoded, batch.frame_lengths)
+        num_frames = frames_out(cut.custom["num_frames"])
+        found = [t for t in found if t.frame - EARLIER < num_frames]
         tokens, frames = [t.token for t in found], [max(0, t.frame - EARLIER) for t in found]
-        num_frames = int(batch.frame_lengths[0])
         log_probs = random_log_probs(num_frames, len(found), PIECES)
         paths[cut.id] = [make_path(tokens, frames, num_frames, log_probs, 3)]
         count += len(found)
@@ -69,3 +72,32 @@ def test_what_gives_no_answer_is_named(
     write_earlier_paths(corpus, student, tmp_path / "other")
     assert main(["estimate-tau", str(tmp_path / "silent.pt"), str(tmp_path / "other"), str(corpus.dev)]) == 1
     assert "recognises no token of the teacher's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--limit", "0"], "a limit above 0, not 0"),
+        (["--chunk-frames", "-3"], "frames of a chunk and of left context of 0 or more"),
+    ],
+)
+def test_impossible_numbers_are_refused(
+    corpus: ToneCorpus,
+    student: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    write_earlier_paths(corpus, student, tmp_path / "targets")
+    assert main(["estimate-tau", str(student), str(tmp_path / "targets"), str(corpus.dev), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_store_of_another_front_end_is_refused(
+    corpus: ToneCorpus, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(list(read_cuts(corpus.manifest))[:1], tmp_path / "s", SampleAugmentation(), front_end=SAMPLES)
+    write_earlier_paths(corpus, student, tmp_path / "targets")
+    assert main(["estimate-tau", str(student), str(tmp_path / "targets"), str(tmp_path / "s")]) == 1
+    assert "made with --front-end 'samples'" in capsys.readouterr().err

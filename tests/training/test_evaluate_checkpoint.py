@@ -175,3 +175,27 @@ def test_a_blank_penalty_and_a_language_model_of_others(
     words = ["evaluate-checkpoint", str(checkpoint), str(corpus.dev)]
     assert main([*words, "--language-model", str(language_model)]) == 1
     assert "made for another vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chunk-ms", "20"], "--chunk-ms to be a multiple of 40, 0 or more, not 20"),
+        (["--chunk-ms", "650"], "--chunk-ms to be a multiple of 40, 0 or more, not 650"),
+        (["--chunk-ms", "-640"], "--chunk-ms to be a multiple of 40, 0 or more, not -640"),
+        (["--left-ms", "-40"], "--left-ms to be a multiple of 40"),
+        (["--chunk-ms", "640", "--right-ms", "640"], "--right-ms below --chunk-ms, not 640"),
+        (["--chunk-ms", "0", "--right-ms", "40"], "--right-ms below --chunk-ms, not 40"),
+        (["--limit", "0"], "--limit above 0, not 0"),
+        (["--threads", "-1"], "threads of 0 or more, not -1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    corpus: ToneCorpus,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    assert main(["evaluate-checkpoint", str(checkpoint), str(corpus.dev), *options]) == 1
+    assert f"expected {message}" in capsys.readouterr().err

@@ -138,6 +138,39 @@ def test_what_is_no_whole_store_is_refused(corpus: ToneCorpus, tmp_path: Path) -
         FeatureStore(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["store.json", "cuts.jsonl.gz"])
+def test_a_store_cut_short_is_named(corpus: ToneCorpus, tmp_path: Path, name: str) -> None:
+    for path in corpus.store.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes((corpus.store / name).read_bytes()[:60])
+    with pytest.raises(DataError, match=rf"{tmp_path}: damaged \(.*\)\. Make the store again"):
+        FeatureStore(tmp_path)
+
+
+def test_cuts_need_names_of_their_own(corpus: ToneCorpus, tmp_path: Path) -> None:
+    cuts = list(read_cuts(corpus.manifest))[:2]
+    cuts[1].id = cuts[0].id
+    with pytest.raises(DataError, match=f"cut {cuts[0].id} is there twice"):
+        make_store(cuts, tmp_path / "store", SampleAugmentation())
+
+
+def test_samples_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    samples = sound(1.0)
+    samples[700] = np.nan
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    cut = Recording.from_file(tmp_path / "a.wav").to_cut()
+    with pytest.raises(DataError, match=f"cut {cut.id}: a sample is not a finite number"):
+        make_store([cut], tmp_path / "store", SampleAugmentation())
+
+
+def test_a_transcript_that_is_no_text_is_named(tmp_path: Path) -> None:
+    write_librispeech(tmp_path)
+    transcript = tmp_path / "11" / "7" / "11-7.trans.txt"
+    transcript.write_bytes(b"11-7-0000 \xff\xfe\n")
+    with pytest.raises(DataError, match=f"{transcript}: cannot be read as text in UTF-8"):
+        read_cuts(tmp_path)
+
+
 def write_responses(folder: Path, rate: int = RATE) -> Path:
     """A room that answers at once and, half as loud, after 200 ms."""
     response = np.zeros(rate // 2, np.float32)

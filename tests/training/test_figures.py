@@ -13,11 +13,12 @@ from target_stores import write_targets
 from tone_corpus import PIECES, ToneCorpus
 
 from onebest.cli import main
-from onebest.errors import DataError
+from onebest.cuts import read_cuts
+from onebest.errors import ConfigError, DataError
 from onebest_training.batches import Utterance, pad_batch
 from onebest_training.checkpoint import load_model
 from onebest_training.decode import TAIL_FRAMES
-from onebest_training.features import FeatureStore
+from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
 from onebest_training.figure_data import read_delays, view_lattice
 from onebest_training.figures import (
     DelayPoint,
@@ -172,6 +173,21 @@ def test_sources_without_delays_are_refused(tmp_path: Path) -> None:
         read_delays([tmp_path / "table.json"], [])
     with pytest.raises(DataError, match="cannot be read as a run's log"):
         draw_curves([tmp_path / "gone"])
+
+
+@pytest.mark.parametrize(
+    "log", ["", '{"step": 1, "loss": 2.0}\n[1]\n{"step": 2}\n', '{"loss": 2.0}\n{"step": 2}\n']
+)
+def test_what_is_no_log_of_a_run_is_refused(tmp_path: Path, log: str) -> None:
+    (tmp_path / "log.jsonl").write_text(log)
+    with pytest.raises(DataError, match=r"log\.jsonl: no run's log\. Expected at least one row"):
+        draw_curves([tmp_path])
+
+
+def test_a_lattice_needs_the_models_front_end(corpus: ToneCorpus, unbroken: Path, tmp_path: Path) -> None:
+    make_store(list(read_cuts(corpus.manifest))[:1], tmp_path / "s", SampleAugmentation(), front_end=SAMPLES)
+    with pytest.raises(ConfigError, match="made with --front-end 'samples'"):
+        view_lattice(unbroken / "checkpoint.pt", tmp_path / "s", "train-000")
 
 
 def test_names_of_runs_differ(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from onebest_training.lattice_distillation import (
     logit_divergence,
     sequence_divergence,
 )
-from onebest_training.planes import arc_planes
+from onebest_training.planes import class_planes
 
 LENGTHS, NODES, SIZE = [4, 2, 0], [3, 1, 2], (3, 5, 3, 6)
 
@@ -88,9 +88,9 @@ def test_blank_next_label_and_the_rest(temperature: float) -> None:
     student, teacher = random_logits(4, *SIZE), random_logits(5, *SIZE).detach()
     labels = torch.tensor([[3, 1, 0], [5, 0, 0], [2, 4, 0]])
     lengths, nodes = torch.tensor([5, 2, 4]), torch.tensor([3, 1, 2])
-    next_labels = labels[:, None].expand(SIZE[:3])
     counts = (torch.arange(5)[:, None] < lengths[:, None, None]) & (torch.arange(3) < nodes[:, None, None])
     continues = (torch.arange(3) < (nodes - 1)[:, None, None]).expand(SIZE[:3])
+    next_labels = labels[:, None].where(continues, 0)
     expected = []
     for i in range(3):
         total = torch.zeros((), dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_blank_next_label_and_the_rest(temperature: float) -> None:
                 classes.append([*(probs[v] for v in named), torch.stack(rest).sum()])
             total = total + divergence(*classes, temperature)
         expected.append(total)
-    planes = [arc_planes(logits, next_labels, lengths, nodes) for logits in (student, teacher)]
+    planes = [class_planes(logits, next_labels, lengths, nodes) for logits in (student, teacher)]
     found = collapsed_divergence(*planes, counts, continues, temperature=temperature)
     torch.testing.assert_close(found, torch.stack(expected))
     torch.testing.assert_close(gradients(found, student), gradients(torch.stack(expected), student))
@@ -113,10 +113,30 @@ def test_certainty_leaves_the_collapsed_loss_finite() -> None:
     blank = torch.tensor([[[0.0, -200.0]]], requires_grad=True)
     label = torch.tensor([[[-200.0, 0.0]]], requires_grad=True)
     everywhere = torch.ones(1, 1, 2, dtype=torch.bool)
-    teacher = (label.detach(), blank.detach())
-    found = collapsed_divergence((blank, label), teacher, everywhere, everywhere)
+    rest = torch.full((1, 1, 2), -200.0)
+    teacher = (label.detach(), blank.detach(), rest)
+    found = collapsed_divergence((blank, label, rest), teacher, everywhere, everywhere)
     torch.testing.assert_close(found, torch.tensor([400.0]), rtol=1e-4, atol=0)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(found.sum(), (blank, label)))
+
+
+@pytest.mark.parametrize("lead", [5.0, 20.0, 60.0, 200.0])
+def test_certainty_leaves_the_collapsed_gradient(lead: float) -> None:
+    """A teacher that is sure of others moves a student in float32 as far as one in float64."""
+    student, teacher = random_logits(10, 1, 2, 2, 6).detach(), random_logits(11, 1, 2, 2, 6).detach()
+    student[..., 0] += lead
+    next_labels = torch.tensor([[[2, 0], [2, 0]]])
+    lengths, nodes, everywhere = torch.tensor([2]), torch.tensor([2]), torch.ones(1, 2, 2, dtype=torch.bool)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        logits = student.to(dtype).requires_grad_()
+        planes = [class_planes(x, next_labels, lengths, nodes) for x in (logits, teacher.to(dtype))]
+        loss = collapsed_divergence(*planes, everywhere, next_labels > 0)
+        found.append(gradients(loss, logits).double())
+        assert found[-1].isfinite().all()
+        if lead < 80:
+            assert found[-1].abs().max() > 0.1
+            torch.testing.assert_close(found[-1], found[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

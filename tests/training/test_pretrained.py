@@ -15,13 +15,15 @@ import torchaudio
 from small_encoders import SELF_SUPERVISED, WIDTH, save_self_supervised, save_whisper, torchaudio_model
 from tone_corpus import ToneCorpus
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import WhisperFeatureExtractor
 
 from onebest.cli import main
 from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training import pretrained
-from onebest_training.encoder import stack_frames
+from onebest_training.config import EncoderConfig
+from onebest_training.encoder import Encoder, stack_frames
 from onebest_training.features import FeatureStore, SampleAugmentation, make_store
 from onebest_training.pretrained import (
     PretrainedEncoder,
@@ -59,12 +61,29 @@ def test_whispers_weights_give_transformers_own_output(whisper_folder: Path, tmp
     assert ours.width == 64
 
 
-def test_whispers_features_are_transformers_own() -> None:
+@pytest.mark.parametrize("bins", [80, 128])
+def test_whispers_features_are_transformers_own(bins: int) -> None:
     samples = noise(30.0)[0][0]
-    expected = WhisperFeatureExtractor()(samples.numpy(), sampling_rate=16000, return_tensors="np")
-    np.testing.assert_allclose(
-        whisper_features(samples).numpy().T, expected["input_features"][0], rtol=0, atol=2e-3
-    )
+    extract = WhisperFeatureExtractor(feature_size=bins)
+    expected = extract(samples.numpy(), sampling_rate=16000, return_tensors="np")["input_features"]
+    np.testing.assert_allclose(whisper_features(samples, bins).numpy().T, expected[0], rtol=0, atol=2e-3)
+
+
+def test_a_whisper_of_more_bins_is_a_teachers_alone(
+    corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_whisper(tmp_path, bins=128)
+    assert embed_stacked(open_encoder(f"whisper:{tmp_path}"), noise(0.4)[0][0].numpy()).shape == (10, 128)
+    arguments = ["convert-encoder", str(tmp_path), "--speech", str(corpus.manifest)]
+    assert main([*arguments, "--output", str(tmp_path / "weights.pt")]) == 1
+    assert "reads 128 mel bins, but our features have 80" in capsys.readouterr().err
+    assert not (tmp_path / "weights.pt").exists()
+
+
+def test_a_whisper_with_other_heads_is_refused(tmp_path: Path) -> None:
+    save_whisper(tmp_path, heads=4)
+    with pytest.raises(ModelError, match=r"width 64 with 4 attention heads\. Expected 1"):
+        open_encoder(f"whisper:{tmp_path}")
 
 
 @torch.no_grad()
@@ -121,6 +140,26 @@ def test_transformers_models_give_their_own_output(family: str, norm: str, tmp_p
         torch.testing.assert_close(frames[row, : len(expected)], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", sorted(SELF_SUPERVISED))
+def test_what_transformers_models_give_in_training_follows_from_torchs_seed(
+    family: str, tmp_path: Path
+) -> None:
+    save_self_supervised(family, tmp_path, mask_time_prob=0.5)
+    encoder: Any = open_encoder(f"transformers:{tmp_path}")
+    encoder.train()
+    found = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        torch.manual_seed(0)
+        found.append(encoder.embed(*noise(1.0)))
+    assert torch.equal(*found)
+
+
+def test_a_batch_norm_is_part_of_a_model(tmp_path: Path) -> None:
+    save_self_supervised("hubert", tmp_path, conv_pos_batch_norm=True)
+    assert open_encoder(f"transformers:{tmp_path}").width == WIDTH
+
+
 @pytest.mark.parametrize("wavlm", [False, True])
 @torch.no_grad()
 def test_torchaudio_models_give_their_own_output(wavlm: bool) -> None:
@@ -132,6 +171,15 @@ def test_torchaudio_models_give_their_own_output(wavlm: bool) -> None:
     for row, length in enumerate(lengths.tolist()):
         expected = model(samples[row : row + 1, :length])[0][0]
         torch.testing.assert_close(frames[row, : len(expected)], expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_torchaudio_models_hear_faint_speech_as_they_were_trained() -> None:
+    model, (samples, lengths) = torchaudio_model(), noise(1.0)
+    faint = 0.003 * (samples - samples.mean())
+    expected = model(functional.layer_norm(faint, faint.shape))[0]
+    found = TorchaudioEncoder(model, normalize=True).eval().embed(faint, lengths)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_torchaudios_pipelines_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +287,32 @@ def test_an_encoder_whose_frames_do_not_fit_is_refused(
     bring(Own(frames_too_few=5))
     with pytest.raises(DataError, match=rf"cut {cuts[0].id}: the encoder made .* Expected about"):
         make_store(cuts, tmp_path / "store", SampleAugmentation(), front_end="own:x")
+
+
+def test_a_cut_too_short_for_an_encoder_is_named(corpus: ToneCorpus, tmp_path: Path) -> None:
+    save_self_supervised("wav2vec2", tmp_path / "model")
+    cut = next(iter(read_cuts(corpus.manifest))).truncate(duration=0.005)
+    name = f"transformers:{tmp_path / 'model'}"
+    with pytest.raises(DataError, match=rf"cut {cut.id}: 5 ms of audio are too short"):
+        make_store([cut], tmp_path / "store", SampleAugmentation(), front_end=name)
+
+
+class Trainable(nn.Module):
+    """A user's encoder that can be trained, at half the rate that it says."""
+
+    width, rate, digest = 4, 50, "own"
+
+    def embed(self, samples: Tensor, lengths: Tensor) -> Tensor:
+        return torch.zeros(len(samples), samples.shape[1] // 640, 4)
+
+
+def test_an_encoder_that_trains_along_keeps_to_its_rate(
+    bring: Callable[[PretrainedEncoder], None],
+) -> None:
+    bring(Trainable())
+    encoder = Encoder(EncoderConfig(16, 2, 60, (), pretrained="own:x", inputs=8, frozen=False))
+    with pytest.raises(DataError, match=r"made \[2, 50, 4\] of 32000 samples\. Expected about \[2, 100, 4\]"):
+        encoder(torch.randn(2, 50, 640), torch.tensor([50, 40]), 0, 0)
 
 
 def test_a_store_of_samples_holds_them(corpus: ToneCorpus, tmp_path: Path) -> None:

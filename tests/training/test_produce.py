@@ -91,8 +91,10 @@ def test_a_store_of_features_does_as_well(
     make_store(
         list(read_cuts(corpus.manifest))[:2], tmp_path / "s", SampleAugmentation(), front_end="samples"
     )
-    with pytest.raises(ConfigError, match="made with --front-end 'samples'"):
-        produce(replace(production, source=tmp_path / "s"), tmp_path / "refused")
+    for actors in (0, 2):
+        with pytest.raises(ConfigError, match="made with --front-end 'samples'"):
+            produce(replace(production, source=tmp_path / "s"), tmp_path / "refused", actors=actors)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_without_text_the_search_decides(corpus: ToneCorpus, production: Production, tmp_path: Path) -> None:
@@ -213,6 +215,39 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
     assert all(path.stat().st_mtime_ns == at for path, at in made.items())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "-1"], "threads of 0 or more, not -1"),
+        (["--ray-actors", "-1"], "actors of 0 or more"),
+        (["--device", "tpu"], "device 'tpu': expected cpu, cuda or cuda:N"),
+    ],
+)
+def test_impossible_options_are_refused(
+    production: Production,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    assert main([*command(production, tmp_path / "store"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_samples_that_are_no_numbers_are_left_out(
+    corpus: ToneCorpus, production: Production, tmp_path: Path
+) -> None:
+    cuts: list[Any] = list(read_cuts(corpus.manifest))[:2]
+    samples = cuts[0].load_audio()[0]
+    samples[700] = float("nan")
+    soundfile.write(tmp_path / "nan.wav", samples, 16000, subtype="FLOAT")
+    cuts[0].recording.sources[0].source = str(tmp_path / "nan.wav")
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    store = produce(replace(production, source=tmp_path / "cuts.jsonl.gz"), tmp_path / "store")
+    assert store.left_out == {cuts[0].id: "audio that cannot be read"}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_two_workers_of_ray_make_the_same_bytes(
@@ -225,6 +260,9 @@ def test_two_workers_of_ray_make_the_same_bytes(
     try:
         seen: list[Progress] = []
         produce(production, tmp_path / "store", seen.append, actors=2)
+        (tmp_path / "blocked" / f"{shard_path(tmp_path, 0).name}.partial").mkdir(parents=True)
+        with pytest.raises(DataError, match=r"shard-00000\.targets: cannot be written"):
+            produce(production, tmp_path / "blocked", actors=1)
     finally:
         ray.shutdown()
     assert contents(tmp_path / "store") == contents(whole)

@@ -17,11 +17,13 @@ from torch import Tensor
 from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training.beam import SearchOptions
-from onebest_training.checkpoint import load_model
+from onebest_training.checkpoint import load, load_model, save
 from onebest_training.config import AugmentConfig, LossConfig, SourceConfig, TrainConfig
-from onebest_training.features import SampleAugmentation, make_store
+from onebest_training.features import FeatureStore, SampleAugmentation, find_front_end, make_store
+from onebest_training.frozen_teacher import load_teacher
 from onebest_training.language_model import LstmConfig, LstmLanguageModel, save_language_model
 from onebest_training.lattice import transducer_loss
+from onebest_training.produce import Production, produce
 from onebest_training.teacher import TargetOptions, Teacher, fuse, path_tokens
 from onebest_training.trainer import Trainer
 from onebest_training.vocabulary import TextEncoder
@@ -220,6 +222,40 @@ def test_an_encoder_trains_along_once_it_is_its_turn(
     assert teacher.path(projected[0], (3, 7)).num_frames == int(lengths[0]) == 27
     with pytest.raises(ConfigError, match=r"has 32 channels every 40 ms\. Set inputs = 32"):
         Trainer(replace_encoder(config, inputs=80), tmp_path / "other")
+
+
+def test_the_encoder_below_is_the_one_trained_on(corpus: ToneCorpus, tmp_path: Path) -> None:
+    """Another one in the same folder makes other frames under the same name."""
+    folder = tmp_path / "model"
+    save_self_supervised("wav2vec2", folder)
+    name = f"transformers:{folder}"
+    config = teacher_config(corpus, tmp_path, name, pretrained=name, inputs=32)
+    Trainer(config, tmp_path / "run").run()
+    path, store = tmp_path / "run" / "checkpoint.pt", FeatureStore(tmp_path / "train")
+    assert load(path).front_end == store.front_end_digest != ""
+    save(replace(load(path), front_end=""), tmp_path / "old.pt")
+    save_self_supervised("wav2vec2", folder, hidden_act="relu", initializer_range=0.1)
+    find_front_end.cache_clear()
+    with pytest.raises(ConfigError, match=rf"was trained on another {name} .* than is there now"):
+        Teacher(path, TargetOptions())
+    with pytest.raises(ConfigError, match=rf"train was made with another {name} .* than the model reads"):
+        produce(Production(tmp_path / "train", tmp_path / "old.pt"), tmp_path / "targets")
+    assert not (tmp_path / "targets").exists()
+    make_store(store.cuts[:2], tmp_path / "other", SampleAugmentation(), front_end=name)
+    mixed = replace(config.data, dev=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="other was made with another"):
+        Trainer(replace(config, data=mixed), tmp_path / "run", change_config=True)
+    assert load_teacher(path, corpus.tokens.read_bytes(), torch.device("cpu")).front_end
+
+
+def test_a_batch_norm_trains_along(corpus: ToneCorpus, tmp_path: Path) -> None:
+    save_self_supervised("hubert", tmp_path / "model", conv_pos_batch_norm=True)
+    name = f"transformers:{tmp_path / 'model'}"
+    config = teacher_config(corpus, tmp_path, "samples", pretrained=name, inputs=32, frozen=False, blocks=())
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    (count,) = (key for key in trainer.average if key.endswith("num_batches_tracked"))
+    assert trainer.average[count] == trainer.model.state_dict()[count] > 0
 
 
 def test_both_scales_make_a_tri_stage_schedule(corpus: ToneCorpus, tmp_path: Path) -> None:

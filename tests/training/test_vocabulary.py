@@ -65,3 +65,28 @@ def test_the_command_reads_texts_plain_and_compressed(tmp_path: Path) -> None:
     assert main(["vocabulary", *sources, "--output", str(tmp_path / "bpe.model"), "--size", "30"]) == 0
     tokens = TextEncoder((tmp_path / "bpe.model").read_bytes())
     assert all(tokens.decode(tokens.encode(text)) == text for text in TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"caf\xe9\n"),
+        ("b.txt.gz", gzip.compress(b"a hat and a bat\n" * 99)[:-12]),
+        ("c.txt.gz", b"x"),
+    ],
+    ids=["another encoding", "cut short", "not compressed"],
+)
+def test_texts_that_cannot_be_read_are_named(
+    tmp_path: Path,
+    tokens: TextEncoder,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes,
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    output = ["--output", str(tmp_path / "out")]
+    assert main(["vocabulary", str(tmp_path / name), *output]) == 1
+    assert f"{name}: cannot be read (" in capsys.readouterr().err
+    train_vocabulary(TEXTS, tmp_path / "bpe.model", 30)
+    assert main(["train-lm", str(tmp_path / name), "--tokens", str(tmp_path / "bpe.model"), *output]) == 1
+    assert f"{name}: cannot be read (" in capsys.readouterr().err

@@ -106,6 +106,9 @@ def test_what_is_no_float_whisper_encoder_is_refused(tmp_path: Path) -> None:
     path.write_bytes(packed_model({**variables, name: np.zeros((INNER, WIDTH), np.int8)}))
     with pytest.raises(ModelError, match=f"{name} is quantised to int8"):
         encoder_weights(read_ctranslate2([path]))
+    path.write_bytes(packed_model({**variables, "encoder/num_heads": np.array(HEADS, np.int32)}))
+    with pytest.raises(ModelError, match=r"width 12 with 3 attention heads\. Expected 1"):
+        encoder_weights(read_ctranslate2([path]))
     del variables[name]
     path.write_bytes(packed_model(variables))
     with pytest.raises(ModelError, match=f"{name} is missing"):

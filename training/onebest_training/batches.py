@@ -32,6 +32,8 @@ from onebest_training.vocabulary import TextEncoder
 log = logging.getLogger(__name__)
 #: Utterances must have at least this many encoder frames a label, or no alignment exists.
 FRAMES_PER_LABEL = 1.0
+#: A teacher may have so many encoder frames more or fewer of a cut than its own store says.
+_SPARE_FRAMES = 2
 #: The longest silence between two utterances of one stream, 10 ms frames.
 LONGEST_GAP = 100
 #: Kinds of labels for which no text is read, and none is missed.
@@ -107,7 +109,7 @@ def load_utterances(
 
     Raises:
         ConfigError: the targets are of another vocabulary.
-        DataError: the targets are damaged.
+        DataError: the targets are damaged, or a teacher's frames of a cut are not as many as its own.
     """
     source = source or SourceConfig("")
     targets = open_targets(source.targets, tokens)
@@ -129,6 +131,7 @@ def load_utterances(
             left_out[cause] = left_out.get(cause, 0) + 1
         elif weight > 0:
             kept.append(Utterance(cut, store, text, labels, weight, targets, teacher_cuts.get(cut.id)))
+            _check_lengths(kept[-1])
     for cause, count in left_out.items():
         log.warning("%d cuts left out: %s", count, cause)
     return kept
@@ -158,6 +161,27 @@ def _reference(
         labels = targets.paths(cut.id)[0].reference
         return tokens.decode(list(labels)), labels
     return text, tuple(tokens.encode(text))
+
+
+def _check_lengths(utterance: Utterance) -> None:
+    """Refuse what a teacher said of other audio under a cut's name, such as the same at another speed."""
+    own = _frames_in(utterance.store, utterance.cut)
+    found: dict[str, float] = {}
+    if utterance.targets is not None and utterance.cut.id in utterance.targets:
+        paths = utterance.targets.paths(utterance.cut.id)
+        found[f"its target in {utterance.targets.folder}"] = paths[0].num_frames
+    if utterance.teacher is not None:
+        found["its cut in the teacher's store"] = _frames_in(*utterance.teacher)
+    for name, frames in found.items():
+        if abs(frames - own) > _SPARE_FRAMES:
+            raise DataError(
+                f"cut {utterance.cut.id} has {own:.0f} frames of 40 ms, but {name} has {frames:.0f}. Make "
+                "both of the same audio at the same speed."
+            )
+
+
+def _frames_in(store: FeatureStore, cut: Cut) -> float:
+    return float(cut.custom["num_frames"] / store.layout.subsampling)
 
 
 def _cause_to_leave_out(cut: Cut, labels: Sequence[int], max_seconds: float, layout: Layout) -> str:
@@ -368,13 +392,14 @@ def load_dev(config: DataConfig, tokens: TextEncoder) -> dict[str, list[Utteranc
     """Return the first ``dev_cuts`` utterances of each corpus of the dev store.
 
     Raises:
-        DataError: nothing usable is in it.
+        DataError: nothing usable is in it, or a target is not as long as its cut.
     """
     corpora: dict[str, list[Utterance]] = {}
     targets = open_targets(config.dev_targets, tokens)
     for utterance in load_utterances(FeatureStore(Path(config.dev)), tokens, max_seconds=1e9):
         corpus = (utterance.cut.custom or {}).get("corpus", "dev")
         corpora.setdefault(corpus, []).append(replace(utterance, targets=targets))
+        _check_lengths(corpora[corpus][-1])
     if not corpora:
         raise DataError(f"{config.dev}: no utterance to measure on. Expected cuts with text.")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's content; ``average`` is the model to use, ``weights`` the one to train on."""
+    """A checkpoint's content; ``average`` is the model to use, ``weights`` the one to train on.
+
+    ``front_end`` is the digest of the pre-trained encoder whose stored frames the model reads, empty where
+    there is none or it is not known.
+    """
 
     config: dict[str, Any]
     tokens: bytes
@@ -64,6 +69,7 @@ class Checkpoint:
     average: dict[str, Tensor]
     optimizer: dict[str, Any]
     position: Position
+    front_end: str = ""
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -82,10 +88,11 @@ def write(content: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: it cannot be written, for instance because the disk is full.
     """
-    partial = path.with_suffix(".partial")
+    partial, buffer = path.with_suffix(".partial"), io.BytesIO()
+    torch.save(content, buffer)  # into a file it would call a full disk a RuntimeError
     with writing(path):
         with open(partial, "wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -293,7 +293,9 @@ class LossConfig:
         terms = [getattr(self, name) for name in LOSSES]
         require(min(terms) >= 0 and max(terms) > 0, "losses of 0 or more, and one above 0")
         require(self.band == 0 or self.band > 1, "a band of 0 or at least 2")
-        require(min(self.fastemit, self.delay_penalty) >= 0, "fastemit and delay_penalty of 0 or more")
+        early = self.fastemit, self.delay_penalty
+        require(min(early) >= 0, "fastemit and delay_penalty of 0 or more")
+        require(self.transducer > 0 or max(early) == 0, "transducer above 0 beside fastemit or delay_penalty")
         require(self.band_around in BANDS, f"band_around to be one of {', '.join(BANDS)}")
         require(min(self.shift, self.embedding_delay) >= 0, "shift and embedding_delay of 0 or more")
         require(min(self.window, self.hypotheses) > 0, "window and hypotheses above 0")

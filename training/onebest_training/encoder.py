@@ -90,9 +90,16 @@ class TeacherStem(nn.Module):
         """Turn stacked frames [B, T, inputs], or samples [B, T, 640], into frames [B, T, D].
 
         ``lengths`` [B] are the valid ones.
+
+        Raises:
+            DataError: the encoder gives another number of frames than its rate says.
         """
         if self.front is not None:
-            embedded = self.front.embed(frames.flatten(1), lengths * frames.shape[2])
+            from onebest_training.pretrained import check_frames
+
+            samples = frames.flatten(1)
+            embedded = self.front.embed(samples, lengths * frames.shape[2])
+            check_frames(self.front, embedded, samples.shape[1])
             embedded = stack_frames(embedded, self.front.rate)[:, : frames.shape[1]]
             frames = functional.pad(embedded, (0, 0, 0, frames.shape[1] - embedded.shape[1]))
         return torch.tanh(self.out(frames))

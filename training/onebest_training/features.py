@@ -29,12 +29,13 @@ from lhotse.audio.recording import Recording
 from lhotse.audio.recording_set import RecordingSet
 from lhotse.cut.set import CutSet
 
-from onebest.cuts import Cut, load_cuts, sort_cuts
+from onebest.cuts import Cut, load_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import NUM_BINS, SAMPLE_RATE, SILENCE, SPEC, FloatArray, check_spec, compute_features
 from onebest_training.config import EncoderConfig
 from onebest_training.encoder import FRAMES_PER_SECOND, PAD_FRAMES, SUBSAMPLING
 from onebest_training.pretrained import PretrainedEncoder, embed_stacked, open_encoder
+from onebest_training.speech import in_order
 
 FeatureArray = npt.NDArray[np.float16]
 #: Front end of a store that holds samples, for a pre-trained encoder that trains along.
@@ -92,6 +93,11 @@ class FrontEnd:
             width = self._encoder.width * self._encoder.rate // FRAMES_PER_SECOND
             self.layout = _frames_of(width, False)
             self.description = {"encoder": name, "width": width, "digest": self._encoder.digest}
+
+    @property
+    def digest(self) -> str:
+        """Hash of the pre-trained encoder; empty if there is none."""
+        return str(self.description.get("digest", ""))
 
     def __call__(self, samples: FloatArray) -> FloatArray:
         """Return the rows [F, width] of samples [S].
@@ -209,18 +215,18 @@ def make_store(
 
     Raises:
         ConfigError: the front end is none.
-        DataError: there are no cuts, a recording cannot be used, or the store cannot be written.
+        DataError: there are no cuts, two have the same name, or a recording cannot be used.
         ModelError: the front end's encoder cannot be read.
     """
-    in_order = sort_cuts(cuts)
-    if not in_order:
+    ordered = in_order(cuts)
+    if not ordered:
         raise DataError("no cut to make features of. Expected at least one.")
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     description = find_front_end(front_end).description
     jobs = [
         (list(group), augmentation, front_end)
-        for _, group in groupby(in_order, key=lambda cut: cut.recording.id)
+        for _, group in groupby(ordered, key=lambda cut: cut.recording.id)
     ]
     done: list[Cut] = []
     frames = 0
@@ -249,30 +255,44 @@ class FeatureStore:
     """A store opened for reading: cuts in memory, features mapped from disk, also in a process it is sent to.
 
     Attributes:
+        folder: of the store.
         cuts: all of them.
         front_end: the description of what made the features.
         layout: of the features.
 
     Raises:
-        DataError: the folder is no store, or its feature file is shorter than its manifest says.
+        DataError: the folder is no store or a damaged one.
         ModelError: the store was made with another front end.
     """
 
     def __init__(self, folder: Path):
         if not (folder / "store.json").is_file():
             raise DataError(f"{folder}: not a feature store. Make it with: onebest prepare MANIFEST {folder}")
-        description = json.loads((folder / "store.json").read_text())
-        self.front_end: dict[str, Any] = description["front_end"]
+        self.folder, self._path = folder, folder / "features.f16"
+        try:
+            description = json.loads((folder / "store.json").read_text())
+            self.front_end: dict[str, Any] = description["front_end"]
+            frames, found = int(description["frames"]), self._path.stat().st_size
+            self.cuts: list[Cut] = list(CutSet.from_file(folder / "cuts.jsonl.gz"))
+        except Exception as error:  # whatever lhotse, gzip or json make of a damaged file
+            raise DataError(f"{folder}: damaged ({error}). Make the store again.") from error
         self.layout = _layout_of(self.front_end, folder)
-        self.cuts: list[Cut] = list(CutSet.from_file(folder / "cuts.jsonl.gz"))
-        self._path = folder / "features.f16"
-        expected, found = description["frames"] * self.layout.width * 2, self._path.stat().st_size
+        expected = frames * self.layout.width * 2
         if expected != found:
             raise DataError(f"{self._path} has {found} bytes instead of {expected}. Make the store again.")
         self._frames = self._map()
 
-    def check_front_end(self, encoder: EncoderConfig) -> None:
+    @property
+    def front_end_digest(self) -> str:
+        """Hash of the pre-trained encoder that made the frames; empty if none did."""
+        return str(self.front_end.get("digest", ""))
+
+    def check_front_end(self, encoder: EncoderConfig, digest: str = "") -> None:
         """Make sure that the store holds what a configured encoder reads.
+
+        Args:
+            encoder: that reads it.
+            digest: of the pre-trained encoder below, empty if that is not known.
 
         Raises:
             ConfigError: it holds something else.
@@ -281,8 +301,13 @@ class FeatureStore:
         found = SAMPLES if SAMPLES in self.front_end else self.front_end.get("encoder", "")
         if found != wanted:
             raise ConfigError(
-                f"{self._path.parent} was made with --front-end '{found}', but the model's encoder reads "
+                f"{self.folder} was made with --front-end '{found}', but the model's encoder reads "
                 f"'{wanted}'. Make the store again."
+            )
+        if digest and self.front_end_digest != digest:
+            raise ConfigError(
+                f"{self.folder} was made with another {wanted} ({self.front_end_digest[:12]}) than the "
+                f"model reads ({digest[:12]}). Make the store again with that one."
             )
         if encoder.pretrained and encoder.frozen and self.layout.width != encoder.inputs:
             raise ConfigError(f"{wanted} has {self.layout.width} channels every 40 ms. Set inputs to that.")

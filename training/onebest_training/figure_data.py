@@ -40,11 +40,12 @@ def view_lattice(
 
     Raises:
         DataError: there is no such cut, it has no target or no labels, or too many for its frames.
-        ConfigError: the targets are of another vocabulary.
+        ConfigError: the targets are of another vocabulary, or the store is of another front end.
         ModelError: the checkpoint cannot be read.
     """
-    model, tokens, _ = load_model(checkpoint)
+    model, tokens, saved = load_model(checkpoint)
     features = FeatureStore(store)
+    features.check_front_end(model.config.encoder, saved.front_end)
     cut = next((cut for cut in features.cuts if cut.id == cut_id), None)
     if cut is None:
         raise DataError(f"{store}: no cut {cut_id}. The first one there is {features.cuts[0].id}.")

@@ -22,9 +22,7 @@ from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, Trai
 from onebest_training.encoder import Encoder
 from onebest_training.features import FeatureStore
 from onebest_training.transducer import Transducer
-
-#: Channels of an attention head in every Whisper model.
-WHISPER_HEAD = 64
+from onebest_training.whisper import heads_of
 
 
 class Embeddings(NamedTuple):
@@ -35,10 +33,14 @@ class Embeddings(NamedTuple):
 
 
 class FrozenTeacher(NamedTuple):
-    """An encoder, and the transducer that it belongs to if there is one; neither gets a gradient."""
+    """An encoder, and the transducer that it belongs to if there is one; neither gets a gradient.
+
+    ``front_end`` is the digest of the pre-trained encoder whose frames it reads, empty if it is not known.
+    """
 
     encoder: Encoder
     transducer: Transducer | None
+    front_end: str = ""
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Embeddings:
@@ -67,7 +69,7 @@ class FrozenTeacher(NamedTuple):
                     "onebest prepare --front-end, and name them as teacher_store of each source."
                 )
             for store in stores:
-                FeatureStore(Path(store)).check_front_end(self.encoder.config)
+                FeatureStore(Path(store)).check_front_end(self.encoder.config, self.front_end)
         if (loss.collapsed or loss.lattice) and self.transducer is None:
             raise ConfigError(
                 f"{loss.teacher} is an encoder; collapsed and lattice need a transducer. Name a checkpoint."
@@ -120,7 +122,7 @@ def load_teacher(path: Path, tokens_model: bytes, device: torch.device) -> Froze
         if checkpoint.tokens != tokens_model:
             raise ConfigError(f"{path} has another vocabulary. Train the student with the teacher's tokens.")
         model = model.to(device).requires_grad_(False)
-        teacher = FrozenTeacher(model.encoder, model)
+        teacher = FrozenTeacher(model.encoder, model, checkpoint.front_end)
     return teacher
 
 
@@ -143,7 +145,7 @@ def _encoder_of(weights: dict[str, Tensor], path: Path) -> Encoder:
             inner = len(weights[f"{prefix}.feed_forward_in.weight"])
             blocks.append(BlockConfig(1, inner, 0 if kernel is None else kernel.shape[2]))
         width = len(weights["norm.weight"])
-        encoder = Encoder(EncoderConfig(width, max(1, width // WHISPER_HEAD), blocks=tuple(blocks)))
+        encoder = Encoder(EncoderConfig(width, heads_of(width), blocks=tuple(blocks)))
         encoder.load_state_dict({name: value.float() for name, value in weights.items()})
     except (KeyError, AttributeError, TypeError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{path}: not the weights of a whole encoder ({error}).") from error

@@ -19,8 +19,8 @@ from onebest_training.distillation import grouped_log_softmax
 from onebest_training.lattice import IMPOSSIBLE
 from onebest_training.planes import node_chunks, result_dtype
 
-Planes = tuple[Tensor, Tensor]
-"""log P(blank) and log P(next label) at each node, [B, T, N] each."""
+Planes = tuple[Tensor, Tensor, Tensor]
+"""log P of blank, of the next label and of all other labels as one at each node, [B, T, N] each."""
 
 
 def lattice_divergence(
@@ -61,7 +61,7 @@ def collapsed_divergence(
     Panchapagesan et al. 2020 (arXiv 2011.06110). A node with no label left has blank and the others alone.
 
     Args:
-        student: its planes.
+        student: its planes; where there is no next label, those of the others are of all but the blank.
         teacher: its planes; they should have no gradient.
         counts: which nodes count, [B, T, N].
         continues: which nodes have a next label, [B, T, N].
@@ -133,8 +133,6 @@ class _LatticeDivergence(torch.autograd.Function):
 
 def _collapse(planes: Planes, continues: Tensor, temperature: float) -> Tensor:
     """Log-probabilities of blank, next label and rest, [B, T, N, 3]."""
-    blank, label = planes[0], planes[1].where(continues, IMPOSSIBLE)
-    smallest = torch.finfo(blank.dtype).eps
-    named = torch.logaddexp(blank, label).clamp(max=-smallest)
-    classes = torch.stack((blank, label, torch.log(-torch.expm1(named))), 3)
+    blank, label, rest = planes
+    classes = torch.stack((blank, label.where(continues, IMPOSSIBLE), rest), 3)
     return (classes / temperature).log_softmax(3)

@@ -155,13 +155,13 @@ def collapsed_loss(outputs: Outputs) -> Tensor:
     """Return the divergence from the teacher over blank, next label and the rest at the lattice's nodes."""
     nodes, shift = outputs.nodes, outputs.shift
     with torch.no_grad():
-        teacher = nodes.planes(outputs.teacher_logits)
+        teacher = nodes.class_planes(outputs.teacher_logits)
     frame = torch.arange(outputs.encoded.shape[1], device=outputs.encoded.device)
     place = torch.arange(nodes.width, device=frame.device)
     inside = (frame >= shift) & (frame < _common_lengths(outputs)[:, None])
     counts = inside[:, :, None] & (place < nodes.node_lengths[:, None, None])
     temperature, continues = outputs.config.temperature, nodes.next_labels[1]
-    losses = collapsed_divergence(outputs.planes, teacher, counts, continues, temperature=temperature)
+    losses = collapsed_divergence(outputs.classes, teacher, counts, continues, temperature=temperature)
     return _weighted(losses, outputs.references) / outputs.label_count
 
 

@@ -107,7 +107,12 @@ class Outputs:
     @cached_property
     def planes(self) -> tuple[Tensor, Tensor]:
         """Its log P(blank) and log P(next label) there, [R, T, S] each."""
-        return self.nodes.planes(self.logits)
+        return self.classes[:2] if self.config.collapsed else self.nodes.planes(self.logits)
+
+    @cached_property
+    def classes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the log-probability of all other labels as one, [R, T, S] each."""
+        return self.nodes.class_planes(self.logits)
 
     @cached_property
     def teacher_logits(self) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import distributed, nn
 
 from onebest.errors import ConfigError
+from onebest_training.strict import require
 
 T = TypeVar("T")
 
@@ -86,6 +87,17 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
+def set_threads(count: int) -> None:
+    """Compute with so many CPU threads; 0 leaves it at all cores.
+
+    Raises:
+        ConfigError: the count is below 0.
+    """
+    require(count >= 0, f"threads of 0 or more, not {count}")
+    if count:
+        torch.set_num_threads(count)
+
+
 def find_device(name: str) -> torch.device:
     """Return the device of a name.
 
@@ -97,5 +109,5 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device {name!r}: expected cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: torch finds no CUDA device here. Train with --device cpu.")
+        raise ConfigError(f"device {name!r}: torch finds no CUDA device here. Use --device cpu.")
     return device

@@ -24,11 +24,13 @@ from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FloatArray
 from onebest_training.config import BlockConfig, EncoderConfig
 from onebest_training.encoder import FRAMES_PER_SECOND, Block, nothing_before, sinusoids, stack_frames
 from onebest_training.speech import needs_extra
-from onebest_training.whisper import read_whisper, whisper_features
+from onebest_training.whisper import heads_of, read_whisper, whisper_features
 
 GROUP = "onebest.encoders"
 #: An encoder may lose so many frames at the ends of an utterance.
 _SPARE_FRAMES = 2
+#: What wav2vec 2.0, HuBERT and WavLM see of the audio in one frame.
+_MIN_SAMPLES = 400
 
 
 class PretrainedEncoder(Protocol):
@@ -97,32 +99,48 @@ def embed_stacked(encoder: PretrainedEncoder, samples: FloatArray) -> FloatArray
     """Return the stacked frames [T, D * rate / 25] of one utterance [S].
 
     Raises:
-        DataError: the encoder gives another number of frames than its rate says.
+        DataError: the utterance is too short, or the encoder gives another number of frames than its rate
+            says.
     """
+    if len(samples) < _MIN_SAMPLES:
+        raise DataError(
+            f"{1000 * len(samples) / SAMPLE_RATE:.0f} ms of audio are too short for a pre-trained encoder, "
+            f"which needs {1000 * _MIN_SAMPLES // SAMPLE_RATE} ms. Leave it out."
+        )
     device = (
         next(iter(encoder.parameters()), torch.zeros(())).device if isinstance(encoder, nn.Module) else None
     )
     with torch.inference_mode():
         frames = encoder.embed(torch.from_numpy(samples)[None].to(device), torch.tensor([len(samples)]))
-    expected = len(samples) * encoder.rate / SAMPLE_RATE
+    check_frames(encoder, frames, len(samples))
+    stacked: FloatArray = stack_frames(frames.float(), encoder.rate)[0].cpu().numpy()
+    return stacked
+
+
+def check_frames(encoder: PretrainedEncoder, frames: Tensor, samples: int) -> None:
+    """Make sure that an encoder made [B, F, D] of so many samples as its rate and its width say.
+
+    Raises:
+        DataError: it did not.
+    """
+    expected = samples * encoder.rate / SAMPLE_RATE
     if (
         frames.ndim != 3
         or frames.shape[2] != encoder.width
         or abs(frames.shape[1] - expected) > _SPARE_FRAMES
     ):
         raise DataError(
-            f"the encoder made {list(frames.shape)} of {len(samples)} samples. Expected about "
-            f"[1, {expected:.0f}, {encoder.width}] at {encoder.rate} frames a second."
+            f"the encoder made {list(frames.shape)} of {samples} samples. Expected about "
+            f"[{len(frames)}, {expected:.0f}, {encoder.width}] at {encoder.rate} frames a second."
         )
-    stacked: FloatArray = stack_frames(frames.float(), encoder.rate)[0].cpu().numpy()
-    return stacked
 
 
 def digest_of(module: nn.Module) -> str:
     """Return a hash of all weights."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        stored = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + stored.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -152,8 +170,7 @@ class WhisperEncoder(nn.Module):
                 "conv2": nn.Conv1d(self.width, self.width, 3, 2, 1),
             }
         )
-        # Every Whisper has heads of 64 channels; a small one for tests has one head.
-        config = EncoderConfig(self.width, max(1, self.width // 64), blocks=(BlockConfig(count, inner),))
+        config = EncoderConfig(self.width, heads_of(self.width), blocks=(BlockConfig(count, inner),))
         self.blocks = nn.ModuleList(Block(config, config.blocks[0]) for _ in range(count))
         self.norm = nn.LayerNorm(self.width)
         self.register_buffer("positions", sinusoids(self.width, self.max_frames, 1), persistent=False)
@@ -179,11 +196,12 @@ class WhisperEncoder(nn.Module):
         window = min(self.max_frames, frames + round(self.padding * self.rate)) * 2 * FRAME_SHIFT_SAMPLES
         padded = functional.pad(samples, (0, window - samples.shape[1]))
         padded = padded * (torch.arange(window, device=samples.device) < lengths.to(samples.device)[:, None])
-        features = torch.stack([whisper_features(row) for row in padded])
+        bins = cast(nn.Conv1d, self.stem["conv1"]).in_channels
+        features = torch.stack([whisper_features(row, bins) for row in padded])
         return self.encode(features)[:, :frames]
 
     def encode(self, features: Tensor) -> Tensor:
-        """Turn Whisper's features [B, 2F, 80] into frames [B, F, D]."""
+        """Turn Whisper's features [B, 2F, bins] into frames [B, F, D]."""
         x = functional.gelu(self.stem["conv1"](features.transpose(1, 2)))
         x = functional.gelu(self.stem["conv2"](x)).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
@@ -205,6 +223,8 @@ class SelfSupervisedEncoder(nn.Module, ABC):
     """
 
     rate = 50
+    #: Added to an utterance's variance before it is divided by, as the library does.
+    eps = 1e-7
 
     def __init__(self, model: nn.Module, width: int, normalize: bool, pads: bool):
         super().__init__()
@@ -219,7 +239,7 @@ class SelfSupervisedEncoder(nn.Module, ABC):
         if self.normalize:
             mean = samples.sum(1, keepdim=True) / lengths[:, None]
             centred = (samples - mean) * valid
-            samples = centred / (centred.square().sum(1, keepdim=True) / lengths[:, None] + 1e-7).sqrt()
+            samples = centred / (centred.square().sum(1, keepdim=True) / lengths[:, None] + self.eps).sqrt()
         if self.pads or int(lengths.min()) == samples.shape[1]:
             return self._run(samples, lengths, valid)
         rows = [(row[None, :length], length[None]) for row, length in zip(samples, lengths, strict=True)]
@@ -248,6 +268,8 @@ class TransformersEncoder(SelfSupervisedEncoder):
 
 class TorchaudioEncoder(SelfSupervisedEncoder):
     """A ``Wav2Vec2Model`` of torchaudio, which is its class for all three."""
+
+    eps = 1e-5
 
     def __init__(self, model: Any, normalize: bool):
         from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
@@ -326,6 +348,8 @@ def open_transformers(source: str) -> PretrainedEncoder:
         raise ModelError(f"{source}: no model of transformers with its preprocessor ({error}).") from error
     if model.config.model_type not in ("wav2vec2", "hubert", "wavlm"):
         raise ModelError(f"{source}: a {model.config.model_type}. Expected wav2vec2, hubert or wavlm.")
+    # Its masks come from numpy's global state, which no run can go on from; a stage's own do not.
+    model.config.apply_spec_augment = False
     return TransformersEncoder(model, normalize)
 
 

@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ class ShardMaker:
         self._shards = production.shards()
         self._store = production.open_store()
         if self._store:
-            self._store.check_front_end(self.teacher.encoder)
+            self._store.check_front_end(self.teacher.encoder, self.teacher.front_end.digest)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """Make shard ``job["number"]``; return the job with the seconds of audio in it."""
@@ -201,6 +202,17 @@ class ShardMaker:
         }
 
 
+class _RemoteMaker(ShardMaker):
+    """Makes shards in an actor, whose errors would arrive as Ray's, without what they were."""
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Make shard ``job["number"]``; return the job with the seconds of audio, and what is wrong or ""."""
+        try:
+            return {**super().__call__(job), "error": ""}
+        except DataError as error:
+            return {**job, "seconds": 0.0, "error": str(error)}
+
+
 def _batches(
     readable: list[tuple[Cut, FloatArray]], batch_seconds: float
 ) -> Iterator[list[tuple[Cut, FloatArray]]]:
@@ -236,20 +248,23 @@ def produce(
         actors: of Ray that share the work; 0 does without Ray.
 
     Raises:
-        ConfigError: the teacher's parts do not fit each other, or Ray is missing.
+        ConfigError: the teacher's parts or the source do not fit each other, or Ray is missing.
         DataError: the manifest is of no use, the folder is of another production, or cannot be written.
         ModelError: a file of the teacher cannot be read.
     """
-    maker = ShardMaker(production, folder) if not actors else None
+    require(actors >= 0, "actors of 0 or more")
+    if actors:
+        with needs_extra("ray"):
+            import_module("ray.data")
+    maker = ShardMaker(production, folder)
     shards = production.shards()
-    description = production.describe(maker.teacher if maker else production.open_teacher(), shards)
-    write_description(description, folder)
+    write_description(production.describe(maker.teacher, shards), folder)
     seconds = [sum(cut.duration for cut in shard) for shard in shards]
     todo = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
     done = sum(seconds) - sum(seconds[number] for number in todo)
     progress(Progress(done, sum(seconds)))
     jobs = [{"number": number} for number in todo]
-    for job in map(maker, jobs) if maker else _on_ray(production, folder, jobs, actors):
+    for job in _on_ray(production, folder, jobs, actors) if actors else map(maker, jobs):
         done += job["seconds"]
         progress(Progress(done, sum(seconds)))
     store = TargetStore(folder)
@@ -260,15 +275,22 @@ def produce(
 def _on_ray(
     production: Production, folder: Path, jobs: list[dict[str, Any]], actors: int
 ) -> Iterator[dict[str, Any]]:
-    """Make shards by a pool of actors; paths must lead to the same files on every machine."""
-    with needs_extra("ray"):
-        import ray.data
+    """Make shards by a pool of actors; paths must lead to the same files on every machine.
+
+    Raises:
+        DataError: as ``ShardMaker.make`` does.
+    """
+    import ray.data
+
     if not jobs:
         return
     made = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
-        ShardMaker,  # type: ignore[arg-type]  # a class, of which each actor makes one
+        _RemoteMaker,  # type: ignore[arg-type]  # a class, of which each actor makes one
         fn_constructor_args=(production, folder.resolve()),
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_gpus=1 if production.device.startswith("cuda") else 0,
     )
-    yield from made.iter_rows()
+    for job in made.iter_rows():
+        if job["error"]:
+            raise DataError(job["error"])
+        yield job

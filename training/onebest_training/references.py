@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from onebest_training.band import band_labels, band_nodes, band_starts
 from onebest_training.batches import Batch
 from onebest_training.distillation import TargetBatch
-from onebest_training.planes import arc_planes
+from onebest_training.planes import arc_planes, class_planes
 from onebest_training.transducer import Transducer
 
 
@@ -143,6 +143,11 @@ class LatticeNodes:
         """Return log P(blank) and log P(next label) at the nodes, [R, T, S] each."""
         lengths = self.references.frame_lengths, self.node_lengths
         return arc_planes(logits, self.next_labels[0], *lengths)
+
+    def class_planes(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same, and the log-probability of all other labels as one, [R, T, S] each."""
+        lengths = self.references.frame_lengths, self.node_lengths
+        return class_planes(logits, self.next_labels[0], *lengths)
 
 
 def path_nodes(

@@ -22,14 +22,17 @@ def read_rows(run: Path) -> list[Row]:
     """Return the rows of a run's log; ``run`` is its folder, or the log itself.
 
     Raises:
-        DataError: there is none, or a row in the middle is damaged.
+        DataError: there is none, it is empty, or a row in the middle is damaged.
     """
     path = run / "log.jsonl" if run.is_dir() else run
     try:
-        rows = path.read_text("utf-8").splitlines()
-        return [json.loads(row) for row in rows if row is not rows[-1] or _step_of(row) < math.inf]
+        lines = path.read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line is not lines[-1] or _step_of(line) < math.inf]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a run's log ({error}).") from error
+    if not rows or not all(isinstance(row, dict) and "step" in row for row in rows):
+        raise DataError(f"{path}: no run's log. Expected at least one row, and a step in each.")
+    return rows
 
 
 class RunLog:

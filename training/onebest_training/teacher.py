@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
 from onebest_training.batches import pad_frames
 from onebest_training.beam import SearchOptions, beam_search
@@ -20,6 +20,7 @@ from onebest_training.checkpoint import load_model
 from onebest_training.features import SAMPLES, find_front_end
 from onebest_training.language_model import LanguageModel, fuse, load_language_model
 from onebest_training.lattice import transducer_loss_from_planes, viterbi
+from onebest_training.parallel import find_device
 from onebest_training.strict import require
 from onebest_training.targets import TeacherPath, make_path
 from onebest_training.transducer import BLANK
@@ -60,8 +61,8 @@ class Teacher:
         digest: hash of all that the targets depend on but the options: checkpoint, front end, language model.
 
     Raises:
-        ConfigError: the language model has another vocabulary, or a weight and no model, or the front end
-            does not fit.
+        ConfigError: the language model has another vocabulary, or a weight and no model, the front end does
+            not fit or is not the one it was trained on, or there is no such device.
         ModelError: a file cannot be read.
     """
 
@@ -74,16 +75,21 @@ class Teacher:
     ):
         fuses = options.search.language_model_weight > 0
         require(fuses == (language_model is not None), "a language model and its weight, or neither")
-        self._model, self.tokens, _ = load_model(path)
-        self._model.to(device)
-        self._device, self._options = torch.device(device), options
+        self._model, self.tokens, checkpoint = load_model(path)
+        self._device, self._options = find_device(device), options
+        self._model.to(self._device)
         self.encoder = self._model.config.encoder
         trains_along = self.encoder.pretrained and not self.encoder.frozen
         self.front_end = find_front_end(SAMPLES if trains_along else self.encoder.pretrained)
+        if checkpoint.front_end and self.front_end.digest != checkpoint.front_end:
+            raise ConfigError(
+                f"{path} was trained on another {self.encoder.pretrained} ({checkpoint.front_end[:12]}) than "
+                f"is there now ({self.front_end.digest[:12]}). Put that one back."
+            )
         self._language_model: LanguageModel | None = None
         parts = [hashlib.sha256(path.read_bytes()).hexdigest(), str(self.front_end.description)]
         if language_model is not None:
-            self._language_model = load_language_model(language_model, self.tokens).to(device)
+            self._language_model = load_language_model(language_model, self.tokens).to(self._device)
             parts.append(self._language_model.digest)
         self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -78,14 +78,15 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self._groups(), weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
         )
-        self.position = Position()
+        self.position, self.front_end = Position(), ""
         if self.path.exists():
             self._resume(change_config)
         self.utterances = load_training(config.data, self.tokens)
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
         dev = load_dev(config.data, self.tokens)
+        self.front_end = self.front_end or self.utterances[0].store.front_end_digest
         for store in {u.store for u in self.utterances} | {u.store for u in chain(*dev.values())}:
-            store.check_front_end(config.model.encoder)
+            store.check_front_end(config.model.encoder, self.front_end)
         self.dev = {name: dev_batches(members) for name, members in dev.items()}
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -110,7 +111,7 @@ class Trainer:
                 f"{self.path}: does not fit the configured model ({error}). Give another folder."
             ) from error
         self.average = {name: value.to(self.device) for name, value in saved.average.items()}
-        self.position = saved.position
+        self.position, self.front_end = saved.position, saved.front_end
         log.info("%s: going on after step %d", self.path, self.position.step)
 
     def _is_run_of(self, saved: Checkpoint) -> bool:
@@ -250,7 +251,10 @@ class Trainer:
     def _update_average(self, step: int) -> None:
         share = 1.0 - min(self.config.average_decay, (1.0 + step) / (10.0 + step))
         state = self.model.state_dict()
-        torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], share)
+        means = {name: value for name, value in self.average.items() if value.is_floating_point()}
+        torch._foreach_lerp_(list(means.values()), [state[name] for name in means], share)
+        for name in self.average.keys() - means.keys():  # a batch norm's count
+            self.average[name].copy_(state[name])
 
     def evaluate(self) -> dict[str, float]:
         """Measure the averaged model on dev, each corpus with each chunk size.
@@ -292,6 +296,7 @@ class Trainer:
             self.average,
             self.optimizer.state_dict(),
             self.position,
+            self.front_end,
         )
 
 

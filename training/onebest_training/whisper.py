@@ -26,11 +26,27 @@ import torch
 from torch import Tensor
 
 from onebest.errors import DataError, ModelError
-from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FloatArray, compute_features
+from onebest.frontend import FRAME_SHIFT_SAMPLES, NUM_BINS, SAMPLE_RATE, FloatArray, compute_features
 from onebest_training.speech import needs_extra
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _FFT_SAMPLES = 400
+#: Channels of an attention head in every Whisper model.
+_HEAD = 64
+
+
+def heads_of(width: int) -> int:
+    """Return how many attention heads a Whisper of a width has; a small one for tests has one."""
+    return max(1, width // _HEAD)
+
+
+def _check_heads(heads: int, width: int) -> None:
+    """Refuse what nothing in the weights' shapes would tell from a Whisper of OpenAI's."""
+    if heads != heads_of(width):
+        raise ModelError(
+            f"a Whisper of width {width} with {heads} attention heads. Expected {heads_of(width)}, for heads "
+            f"have {_HEAD} channels."
+        )
 
 
 def _read_string(file: BinaryIO) -> str:
@@ -76,7 +92,7 @@ def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the variables of a Whisper encoder to the parameters of ``Encoder``, but for the stem's map.
 
     Raises:
-        ModelError: the weights are quantised, or one is missing.
+        ModelError: the weights are quantised, one is missing, or the heads are not Whisper's.
     """
     if quantised := sorted(name for name, value in variables.items() if value.dtype == torch.int8):
         raise ModelError(f"{quantised[0]} is quantised to int8. Convert the model in float16 or float32.")
@@ -89,6 +105,8 @@ def encoder_weights(variables: dict[str, Tensor]) -> dict[str, Tensor]:
 
     weights = pair("stem.conv1", "conv1") | pair("stem.conv2", "conv2")
     weights |= pair("norm", "layer_norm", "gamma", "beta")
+    if (heads := variables.get("encoder/num_heads")) is not None:
+        _check_heads(int(heads), len(weights["norm.bias"]))
     for layer in sorted(
         {part for name in variables for part in name.split("/") if re.fullmatch(r"layer_\d+", part)}
     ):
@@ -109,7 +127,7 @@ def read_whisper(paths: list[Path]) -> dict[str, Tensor]:
         paths: a folder of CTranslate2 or transformers, a model.bin of CTranslate2, or its parts in order.
 
     Raises:
-        ModelError: there is no Whisper encoder, or it is quantised.
+        ModelError: there is no Whisper encoder, it is quantised, or its heads are not Whisper's.
         ConfigError: transformers is needed and not installed.
     """
     folder = paths[0]
@@ -124,7 +142,7 @@ def read_transformers(folder: Path) -> dict[str, Tensor]:
     """Read the encoder of a transformers checkpoint of Whisper under the names of ``Encoder``.
 
     Raises:
-        ModelError: there is no Whisper in the folder.
+        ModelError: there is no Whisper in the folder, or its heads are not Whisper's.
         ConfigError: transformers is not installed.
     """
     with needs_extra("teacher"):
@@ -132,9 +150,11 @@ def read_transformers(folder: Path) -> dict[str, Tensor]:
     try:
         if json.loads((folder / "config.json").read_text("utf-8")).get("model_type") != "whisper":
             raise ValueError("its config.json names another kind of model")
-        theirs = WhisperModel.from_pretrained(folder).encoder.state_dict()
+        model = WhisperModel.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: no Whisper checkpoint of transformers ({error}).") from error
+    _check_heads(model.config.encoder_attention_heads, model.config.d_model)
+    theirs = model.encoder.state_dict()
     names = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "feed_forward_norm"}
     names |= {"fc1": "feed_forward_in", "fc2": "feed_forward_out"}
     weights: dict[str, Tensor] = {}
@@ -159,8 +179,8 @@ def read_transformers(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def whisper_features(samples: Tensor) -> Tensor:
-    """Return Whisper's own features [F, 80] of samples [S].
+def whisper_features(samples: Tensor, bins: int = NUM_BINS) -> Tensor:
+    """Return Whisper's own features [F, bins] of samples [S]; the latest large models have 128 bins.
 
     They are log10 mel energies, clipped at 8 below the clip's maximum, then (x + 4) / 4.
     """
@@ -173,7 +193,9 @@ def whisper_features(samples: Tensor) -> Tensor:
         ].abs()
         ** 2
     )
-    banks = melscale_fbanks(_FFT_SAMPLES // 2 + 1, 0.0, SAMPLE_RATE / 2, 80, SAMPLE_RATE, "slaney", "slaney")
+    banks = melscale_fbanks(
+        _FFT_SAMPLES // 2 + 1, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, "slaney", "slaney"
+    )
     log_mel = (spectrum.T @ banks.to(samples.device)).clamp(min=1e-10).log10()
     return (log_mel.clamp(min=float(log_mel.max()) - 8.0) + 4.0) / 4.0
 

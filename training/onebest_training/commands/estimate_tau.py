@@ -11,6 +11,7 @@ from onebest.errors import DataError
 
 if TYPE_CHECKING:
     from onebest_training.batches import Utterance
+    from onebest_training.features import FeatureStore
     from onebest_training.vocabulary import TextEncoder
 
 
@@ -50,28 +51,34 @@ def measure_delays(
     """Return by how many frames a student is later than its teacher at each token, and of how many cuts.
 
     Raises:
+        ConfigError: a number is below 0, the limit is 0, or the store is of another front end.
         DataError: the targets have no cut of the store.
     """
     from onebest_training.checkpoint import load_model
     from onebest_training.decode import dev_batches, measure
+    from onebest_training.features import FeatureStore
+    from onebest_training.strict import require
 
-    model, tokens, _ = load_model(checkpoint)
-    utterances = _utterances(targets, store, tokens)
+    require(limit > 0, f"a limit above 0, not {limit}")
+    require(min(chunk_frames, left_frames) >= 0, "frames of a chunk and of left context of 0 or more")
+    model, tokens, saved = load_model(checkpoint)
+    features = FeatureStore(store)
+    features.check_front_end(model.config.encoder, saved.front_end)
+    utterances = _utterances(targets, features, tokens)
     chosen = utterances[:: -(-len(utterances) // limit)]
     measured = measure(model, dev_batches(chosen), tokens, [chunk_frames], left_frames)
     return measured[chunk_frames].delays, len(chosen)
 
 
-def _utterances(targets: Path, store: Path, tokens: TextEncoder) -> list[Utterance]:
+def _utterances(targets: Path, store: FeatureStore, tokens: TextEncoder) -> list[Utterance]:
     """Return the store's cuts that have a target, with the teacher's labels."""
     from onebest_training.batches import load_utterances
     from onebest_training.config import SourceConfig
-    from onebest_training.features import FeatureStore
 
-    source = SourceConfig(str(store), targets=str(targets), labels="teacher")
-    utterances = load_utterances(FeatureStore(store), tokens, float("inf"), source)
+    source = SourceConfig(str(store.folder), targets=str(targets), labels="teacher")
+    utterances = load_utterances(store, tokens, float("inf"), source)
     if not utterances:
-        raise DataError(f"{targets} has no target for a cut of {store}.")
+        raise DataError(f"{targets} has no target for a cut of {store.folder}.")
     return utterances
 
 

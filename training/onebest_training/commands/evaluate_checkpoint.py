@@ -60,18 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     from onebest_training.checkpoint import load_model
     from onebest_training.decode import measure
+    from onebest_training.parallel import set_threads
     from onebest_training.transducer import BLANK
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    model, tokens, _ = load_model(arguments.checkpoint)
+    set_threads(arguments.threads)
+    chunk, left, right = _frames(arguments)
+    model, tokens, checkpoint = load_model(arguments.checkpoint)
     with torch.no_grad():
         model.joiner.out.bias[BLANK] -= arguments.blank_penalty
     searches = _searches(arguments, model, tokens)
-    chunk, left, right = (
-        ms // FRAME_MS for ms in (arguments.chunk_ms, arguments.left_ms, arguments.right_ms)
-    )
-    corpora = _load(arguments, tokens, model.config.encoder)
+    corpora = _load(arguments, tokens, model.config.encoder, checkpoint.front_end)
     rows: list[dict[str, Any]] = []
     print(_HEADING)
     for corpus, batches in corpora.items():
@@ -84,6 +82,27 @@ def run(arguments: argparse.Namespace) -> int:
         content = {"checkpoint": str(arguments.checkpoint), **sizes, "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _frames(arguments: argparse.Namespace) -> tuple[int, int, int]:
+    """Return the frames of a chunk, of left context and of right context.
+
+    Raises:
+        ConfigError: one is below 0 or no whole number, the right context is no part of a chunk, or the limit
+            takes nothing.
+    """
+    from onebest_training.strict import require
+
+    for name in ("chunk_ms", "left_ms", "right_ms"):
+        value = getattr(arguments, name)
+        require(
+            value >= 0 and value % FRAME_MS == 0,
+            f"--{name.replace('_', '-')} to be a multiple of {FRAME_MS}, 0 or more, not {value}",
+        )
+    chunk, left, right = (getattr(arguments, f"{name}_ms") // FRAME_MS for name in ("chunk", "left", "right"))
+    require(right < chunk or right == 0, f"--right-ms below --chunk-ms, not {arguments.right_ms}")
+    require(arguments.limit is None or arguments.limit > 0, f"--limit above 0, not {arguments.limit}")
+    return chunk, left, right
 
 
 def _searches(
@@ -116,9 +135,12 @@ def _searches(
 
 
 def _load(
-    arguments: argparse.Namespace, tokens: TextEncoder, encoder: EncoderConfig
+    arguments: argparse.Namespace, tokens: TextEncoder, encoder: EncoderConfig, digest: str
 ) -> dict[str, list[Batch]]:
-    """Return the batches of each corpus; the features of a manifest are made here."""
+    """Return the batches of each corpus; the features of a manifest are made here.
+
+    ``digest`` is that of the pre-trained encoder that the model was trained on, if it is known.
+    """
     from onebest.cuts import read_cuts
     from onebest_training.batches import load_dev
     from onebest_training.config import DataConfig, SourceConfig
@@ -133,7 +155,7 @@ def _load(
             front_end = SAMPLES if trains_along else encoder.pretrained
             cuts = _first(list(read_cuts(arguments.source)), arguments.limit)
             make_store(cuts, store, SampleAugmentation(), front_end=front_end)
-        FeatureStore(store).check_front_end(encoder)
+        FeatureStore(store).check_front_end(encoder, digest)
         targets = str(arguments.targets) if arguments.targets else ""
         limit = arguments.limit or sys.maxsize
         # Of a run's data only what it measures on counts here.

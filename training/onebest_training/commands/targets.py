@@ -35,15 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Open the teacher, make what is missing of the store under a progress bar."""
     import rich.progress
-    import torch
 
     from onebest_training.beam import SearchOptions
+    from onebest_training.parallel import set_threads
     from onebest_training.produce import Production, Progress, produce
     from onebest_training.teacher import TargetOptions
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     search = SearchOptions(arguments.beam, arguments.language_model_weight)
     production = Production(
         arguments.source.resolve(),

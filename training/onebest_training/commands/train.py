@@ -32,15 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the configuration, build the trainer, train under a progress bar."""
-    import torch
-
     from onebest_training.bf16 import advise
     from onebest_training.config import load_config
-    from onebest_training.parallel import leave
+    from onebest_training.parallel import leave, set_threads
     from onebest_training.trainer import Trainer
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     config = load_config(arguments.config)
     try:
         trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)

@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the text, train under a progress bar, write the model; what was stopped goes on."""
-    import torch
     from rich.progress import Progress
 
     from onebest_training.commands.vocabulary import texts_of
@@ -67,11 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
         save_language_model,
     )
     from onebest_training.language_model_training import Schedule, train_language_model
+    from onebest_training.parallel import set_threads
     from onebest_training.speech import require_folder
     from onebest_training.vocabulary import read_tokens
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     sizes = ("context", "width", "layers", "hidden")
     given = [f"--{name}" for name in sizes if getattr(arguments, name)]
     if arguments.initial and given:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onebest.cli import Command
+from onebest.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def texts_of(source: Path) -> Iterator[str]:
-    """Give the normalised sentences of a manifest or a text file."""
+    """Give the normalised sentences of a manifest or a text file.
+
+    Raises:
+        DataError: the file cannot be read, or not as UTF-8.
+    """
     from onebest.cuts import Cut, read_cuts
     from onebest.normalize import normalize_text
 
     if source.name.endswith((".txt", ".txt.gz")):
-        with (gzip.open if source.suffix == ".gz" else open)(source, "rt", encoding="utf-8") as lines:
-            yield from filter(None, map(normalize_text, lines))
+        try:
+            with (gzip.open if source.suffix == ".gz" else open)(source, "rt", encoding="utf-8") as lines:
+                yield from filter(None, map(normalize_text, lines))
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            raise DataError(
+                f"{source}: cannot be read ({error}). Expected text in UTF-8, plain or gzip."
+            ) from error
     else:
         cuts: Iterable[Cut] = read_cuts(source)
         for cut in cuts:
