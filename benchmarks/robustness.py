@@ -1,10 +1,11 @@
-"""The word error rate of a model on altered speech: noise, a telephone's band, other speeds.
+"""The word error rate of a model on altered speech: noise, a telephone's band, other speeds, quiet speech.
 
     python benchmarks/robustness.py MANIFEST --noise MANIFEST [--model DIR] [--chunk-ms N] [--limit N]
 
 Every cut is altered and written, then ``onebest evaluate`` reads all of them. Noise is a stretch of the other
 manifest's sounds, which the cut's name decides, added at a ratio of mean powers. The telephone's band is 300
-to 3400 Hz at 8 kHz. Speed changes the pitch, too. The last line is JSON.
+to 3400 Hz at 8 kHz. Speed changes the pitch, too. Quiet speech keeps 16 bits for what is left of it. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from onebest.frontend import SAMPLE_RATE
 SNRS_DB = (20, 10, 5)
 SPEEDS = (0.8, 0.9, 1.1, 1.25)
 TELEPHONE_RATE, TELEPHONE_HZ = 8000, (300.0, 3400.0)
+QUIETER_DB = (20, 30)
 PEAK = 0.99
 
 #: The samples of a cut and its name in, other samples and their rate out.
@@ -45,7 +47,10 @@ def main() -> None:
         rows.append({"condition": name, "wer": rates})
         print(f"{name:16}" + "".join(f"  {corpus} {rate:.2f}" for corpus, rate in rates.items()), flush=True)
     summary = {row["condition"]: row["wer"]["overall"] for row in rows}
-    print_result("robustness", arguments, rows=rows, chunk_ms=arguments.chunk_ms, summary=summary)
+    noise = arguments.noise.name
+    print_result(
+        "robustness", arguments, rows=rows, chunk_ms=arguments.chunk_ms, noise=noise, summary=summary
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,6 +68,7 @@ def changes(noise_manifest: Path) -> dict[str, Change]:
         **{f"noise, {snr_db} dB": partial(add_noise, noise=noise, snr_db=snr_db) for snr_db in SNRS_DB},
         "telephone band": to_telephone,
         **{f"speed {factor:g}": partial(change_speed, factor=factor) for factor in SPEEDS},
+        **{f"{decibels} dB quieter": partial(lower, decibels=decibels) for decibels in QUIETER_DB},
     }
 
 
@@ -85,6 +91,10 @@ def to_telephone(samples: FloatArray, name: str) -> tuple[FloatArray, int]:
 
 def change_speed(samples: FloatArray, name: str, factor: float) -> tuple[FloatArray, int]:
     return soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32), SAMPLE_RATE
+
+
+def lower(samples: FloatArray, name: str, decibels: float) -> tuple[FloatArray, int]:
+    return samples * np.float32(10 ** (-decibels / 20)), SAMPLE_RATE
 
 
 def measure(change: Change, arguments: argparse.Namespace) -> Results:

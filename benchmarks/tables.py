@@ -270,10 +270,15 @@ def card_table(card: Results) -> str:
 
 
 def data_table(card: Results) -> str:
-    data = card["training"]["data"]
-    rows = [[part["corpus"], f"{part['hours']:.2f}", part["license"]] for part in data]
-    rows.append(["all", f"{sum(part['hours'] for part in data):.2f}", ""])
-    return grid(["corpus", "hours", "licence"], rows)
+    """Speech with its sum, then what is no speech, then what the language model read."""
+    training = card["training"]
+    data, sounds = (
+        [[part["corpus"], f"{part['hours']:.2f}", part["license"]] for part in training[key]]
+        for key in ("data", "sounds")
+    )
+    total = ["all speech", f"{sum(part['hours'] for part in training['data']):.2f}", ""]
+    texts = [[f"text: {part['text']}", "", part["license"]] for part in training["texts"]]
+    return grid(["corpus", "hours", "licence"], [*data, total, *sounds, *texts])
 
 
 def limits(card: Results) -> str:

@@ -28,12 +28,13 @@ def test_json_has_all_of_it(tiny_folder, capsys):
 
 def test_what_a_card_may_say(tiny_copy, capsys):
     card = json.loads((tiny_copy / "card.json").read_text())
-    card["training"] = {"audio_hours": 2.5, "data": [{"corpus": "one"}, {"corpus": "two"}]}
+    data = [{"corpus": "one", "hours": 1.5}, {"corpus": "two", "hours": 1}, {"corpus": "three"}]
+    card["training"] = {"audio_hours": 7.5, "data": data}
     card["wer"] = {"640 ms": {"one": 12.345, "two": 6.0}, "note": 1}
     (tiny_copy / "card.json").write_text(json.dumps(card))
     assert main(["inspect", str(tiny_copy)]) == 0
     printed = capsys.readouterr().out
-    assert "trained with  2.5 hours: one, two\n" in printed
+    assert "trained with  2.5 hours of speech: one, two, three\n" in printed
     assert "WER % 640 ms  one 12.3, two 6.0\n" in printed
 
 

