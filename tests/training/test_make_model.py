@@ -31,7 +31,10 @@ def test_every_need_of_the_recipes_has_a_rule(tmp_path: Path) -> None:
 
 def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "first.toml").write_text("")
-    (tmp_path / "more.toml").write_text('initial_model = "work/first/checkpoint.pt"\nseed = 3')
+    more = (
+        'initial_model = "work/first/checkpoint.pt"\nseed = 3\nstages = [{steps = 1}, {steps = 2, left = 5}]'
+    )
+    (tmp_path / "more.toml").write_text(more)
     monkeypatch.setattr(make_model, "RECIPES", tmp_path)
     build = Build(tmp_path, tmp_path / "here")
     assert build.runs("more") == ["first", "more"]
@@ -39,12 +42,14 @@ def test_a_recipe_has_what_it_starts_from_made_first(tmp_path: Path, monkeypatch
     means = {"middle": ("first/checkpoint.pt", "more/checkpoint.pt")}
     monkeypatch.setattr(make_model, "MEANS", means)
     assert build.runs("last") == ["first", "more", "last"]
-    monkeypatch.setattr(make_model, "TWINS", {"again": ("more", 4)})
+    monkeypatch.setattr(make_model, "TWINS", {"again": ("more", 4, {"steps": 3})})
     assert build.runs("again") == ["first", "again"]
-    assert build.recipe("again") == build.recipe("more") | {"seed": 4}
+    changed = [{"steps": 1}, {"steps": 3, "left": 5}]
+    assert build.recipe("again") == build.recipe("more") | {"seed": 4, "stages": changed}
     assert make_model.moved(build.recipe("more"), build.work) == {
         "initial_model": str(tmp_path / "here" / "first" / "checkpoint.pt"),
         "seed": 3,
+        "stages": [{"steps": 1}, {"steps": 2, "left": 5}],
     }
 
 

@@ -34,12 +34,21 @@ MEANS = {
     "first-mean": ("more/checkpoint.pt", "consistent/checkpoint.pt"),
     "quiet-mean": ("first-mean.pt", "quiet/checkpoint.pt"),
     "robust-thirds": ("quiet-mean.pt", "robust/checkpoint.pt", "robust-b/checkpoint.pt"),
-    "mean": ("quiet-mean.pt", "robust-thirds.pt"),
+    "robust-mean": ("quiet-mean.pt", "robust-thirds.pt"),
+    "levels-mean": ("levels/checkpoint.pt", "levels-b/checkpoint.pt"),
+    "mean": ("robust-mean.pt", "levels-mean.pt"),
 }
-#: Runs by the recipe of another one, with a seed of their own.
-TWINS = {"robust-b": ("robust", 9)}
+#: Runs by the recipe of another one, with a seed of their own, and what else is other in their last stage.
+TWINS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "robust-b": ("robust", 9, {}),
+    "levels-b": (
+        "levels",
+        11,
+        {"steps": 1680, "learning_rate": 2.5e-4, "encoder_learning_rate": 1e-4, "decay_steps": 350},
+    ),
+}
 #: The recipe of the run that comes after all others.
-MODEL = "robust"
+MODEL = "levels"
 BLANK_PENALTY = 0.5
 #: Public repositories of novels as plain text and TEI, and of what people say to banks, shops and devices:
 #: address, commit, and the folders and files that are read.
@@ -211,10 +220,11 @@ class Build:
 
     def recipe(self, name: str) -> dict[str, Any]:
         """Return the values of a recipe, for this work folder."""
-        source, seed = TWINS.get(name, (name, None))
+        source, seed, changes = TWINS.get(name, (name, None, {}))
         values: dict[str, Any] = tomllib.loads((RECIPES / f"{source}.toml").read_text("utf-8"))
         if seed is not None:
             values["seed"] = seed
+            values["stages"][-1] |= changes
         self.change(values)
         return values
 
