@@ -288,7 +288,7 @@ def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
 
 def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -> None:
     if "front_end" in card:
-        _check_spec(card["front_end"], f"{files.folder / 'card.json'}")
+        check_spec(card["front_end"], f"{files.folder / 'card.json'}")
     written = encoder.metadata("front_end", default="")
     if not written:
         return
@@ -298,11 +298,7 @@ def _check_front_end(encoder: Graph, card: dict[str, Any], files: BundleFiles) -
         raise ModelError(
             f"{encoder.path}: the metadata key 'front_end' is no JSON ({error}). Export the model again."
         ) from error
-    _check_spec(spec, str(encoder.path))
-
-
-def _check_spec(spec: object, where: str) -> None:
-    check_spec(spec if isinstance(spec, dict) else {}, where)
+    check_spec(spec, str(encoder.path))
 
 
 def _check_graphs(encoder: Graph, decoder: Graph, joiner: Graph, sizes: Sizes) -> None:

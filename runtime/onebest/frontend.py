@@ -75,13 +75,14 @@ class FrontEndSpec:
 SPEC = FrontEndSpec()
 
 
-def check_spec(found: dict[str, Any], where: str) -> None:
+def check_spec(spec: object, where: str) -> None:
     """Refuse a model whose front end is not ours.
 
     Raises:
-        ModelError: a key is missing, unknown or has another value; the message lists them.
+        ModelError: a key is missing, unknown or has another value; the message lists them. What is no
+            dictionary has none.
     """
-    ours = SPEC.to_dict()
+    ours, found = SPEC.to_dict(), spec if isinstance(spec, dict) else {}
     wrong = sorted(key for key in ours.keys() | found.keys() if ours.get(key) != found.get(key))
     if wrong:
         pairs = ", ".join(f"{key}: {found.get(key)!r} instead of {ours.get(key)!r}" for key in wrong)

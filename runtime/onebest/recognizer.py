@@ -460,11 +460,10 @@ class Stream:
         """
         first, chunk_frames = self._encoder_frames, self.recognizer.bundle.sizes.chunk_frames // SUBSAMPLING
         found = {emission.frame: emission for emission in emissions}
-        starts_word = self.recognizer.bundle.vocabulary.starts_word
         for frame in range(frames):
             emission = found.get(frame)
             if emission:
-                if self._endpointer and self._endpointer.ends_before(bool(starts_word[emission.token])):
+                if self._ends_before(emission.token):
                     self._transcript.close(first + frame)
                 self._transcript.add(emission.token, first + frame, emission.confidence)
                 self._last_token = first + frame
@@ -474,6 +473,12 @@ class Stream:
                 self._last_token = None
                 return frame + 1
         return None
+
+    def _ends_before(self, token: int) -> bool:
+        """Whether the segment ends before a token that comes now."""
+        if self._endpointer is None:
+            return False
+        return self._endpointer.ends_before(bool(self.recognizer.bundle.vocabulary.starts_word[token]))
 
     def _pauses(self, frame: int) -> bool:
         """Whether a frame ends a pause after speech."""
