@@ -25,7 +25,7 @@ from onebest_server.metrics import Metrics
 from onebest_server.protocol import Handshake, Protocol, ProtocolError
 from onebest_server.protocols import PROTOCOLS
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METRICS, METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
 #: Whether the server runs; whether it has room for another client.
 PROBES = HEALTHY, READY = "/healthz", "/readyz"
 #: The page loads nothing from elsewhere, and no other page may frame it.
@@ -122,18 +122,18 @@ class Front:
             if self.draining or self.room < 1:
                 return respond(HTTPStatus.SERVICE_UNAVAILABLE, "No room for another client.")
             return respond(HTTPStatus.OK, "Ready.")
-        if path == "/metrics":
-            if not self.access.knows_token(headers, query):
-                return respond(HTTPStatus.UNAUTHORIZED, "A token is needed.")
-            return respond(HTTPStatus.OK, self.metrics.render(), METRICS_TYPE)
         if path in self._page:
             kind, body = self._page[path]
             return respond(HTTPStatus.OK, body, kind, {"Content-Security-Policy": PAGE_POLICY})
-        if path in PROTOCOLS:
-            return respond(
-                HTTPStatus.UPGRADE_REQUIRED, "Connect with a websocket.", more={"Upgrade": "websocket"}
-            )
-        return respond(HTTPStatus.NOT_FOUND, "Nothing here.")
+        if path != METRICS and path not in PROTOCOLS:
+            return respond(HTTPStatus.NOT_FOUND, "Nothing here.")
+        if not self.access.knows_token(headers, query):
+            return respond(HTTPStatus.UNAUTHORIZED, "A token is needed.")
+        if path == METRICS:
+            return respond(HTTPStatus.OK, self.metrics.render(), METRICS_TYPE)
+        return respond(
+            HTTPStatus.UPGRADE_REQUIRED, "Connect with a websocket.", more={"Upgrade": "websocket"}
+        )
 
 
 def load_page() -> dict[str, tuple[str, bytes]]:

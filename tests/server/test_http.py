@@ -141,16 +141,18 @@ def test_tokens(serving, path, headers, status):
     assert asyncio.run(run()) == status
 
 
-def test_probes_need_no_token_and_metrics_do(serving):
+def test_what_needs_no_token_and_what_does(serving):
     answers = ask(
         serving,
         ("/healthz", {}),
         ("/readyz", {}),
         ("/metrics", {}),
         ("/metrics", {"Authorization": "Bearer second"}),
+        ("/onebest", {}),
+        ("/onebest?token=second", {}),
         settings=TOKENS,
     )
-    assert [response.status for response, _ in answers] == [200, 200, 401, 200]
+    assert [response.status for response, _ in answers] == [200, 200, 401, 200, 401, 426]
 
 
 @pytest.mark.parametrize(

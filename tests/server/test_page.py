@@ -279,8 +279,17 @@ class TestFile:
         assert visit(devtools, talk)
 
 
+# What docs/deploy/nginx.conf does.
+KEEP_METRICS = """
+const ask = window.fetch;
+window.fetch = async (address) =>
+  address.startsWith("metrics") ? new Response("", { status: 403 }) : ask(address);
+"""
+
+
 class TestToken:
-    def test_is_asked_for(self, devtools, speech):
+    @pytest.mark.parametrize("before", ["", KEEP_METRICS], ids=["alone", "behind a proxy that keeps metrics"])
+    def test_is_asked_for(self, devtools, speech, before):
         async def talk(server, page):
             await page.drop(speech)
             await page.until("document.querySelector('#token-dialog').open")
@@ -290,7 +299,7 @@ class TestToken:
             await page.until(f"{FINALS}.length > 0")
             await ready(page)
 
-        visit(devtools, talk, tokens=("secret",))
+        visit(devtools, talk, before, tokens=("secret",))
 
     def test_in_the_address(self, devtools, speech):
         async def talk(server, page):

@@ -224,9 +224,10 @@ export class Session {
     if (!waits) this.#heard = performance.now();
     else if (this.#socket && performance.now() - this.#heard > LONGEST_SILENCE_MS) {
       const socket = this.#socket;
+      const opened = socket.readyState !== WebSocket.CONNECTING;
       socket.onclose = null; // a close frame would wait for an answer
       socket.close(4000);
-      this.#lose(socket.readyState !== WebSocket.CONNECTING);
+      this.#lose(opened);
     }
   }
 
@@ -270,7 +271,7 @@ async function findReason(search) {
   try {
     const { status } = await fetch("readyz");
     if (status === 503) return "full";
-    if ((await fetch(`metrics${search}`)).status === 401) return "token";
+    if ((await fetch(`onebest${search}`)).status === 401) return "token";
   } catch {
     // the server is not there at all
   }
