@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,23 +28,43 @@ TOKEN_VARIABLE = "ONEBEST_TOKEN"
 #: What clients in browsers offer: Deepgram's the first two, OpenAI's the last.
 SUBPROTOCOLS = ("token", "bearer", "realtime")
 _OPENAI_KEY = "openai-insecure-api-key."
+_TOKEN = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:
     """Return the tokens in a file, one a line, or else the one in the environment's ONEBEST_TOKEN.
 
     Raises:
-        ConfigError: the file cannot be read or has no token.
+        ConfigError: the file cannot be read or has no token, or there is one that no header could carry.
     """
-    if path is None:
-        return tuple(filter(None, [os.environ.get(TOKEN_VARIABLE, "").strip()]))
+    lines = [os.environ.get(TOKEN_VARIABLE, "")] if path is None else _read_lines(path)
+    tokens = tuple(filter(None, map(str.strip, lines)))
+    if path is not None and not tokens:
+        raise ConfigError(f"{path} has no token. Write one a line.")
+    if not all(map(_TOKEN.fullmatch, tokens)):
+        where = path or TOKEN_VARIABLE
+        raise ConfigError(f"{where}: expected tokens of ASCII letters, digits and signs, without spaces.")
+    return tokens
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").split()
+        return path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected a file with a token a line ({error}).") from error
-    if not lines:
-        raise ConfigError(f"{path} has no token. Write one a line, without spaces.")
-    return tuple(lines)
+
+
+def read_origin(text: str) -> str:
+    """Return a page's origin as browsers send it: ``https://example.org``, or ``null`` for a file's.
+
+    Raises:
+        ConfigError: it is none, but perhaps the address of a page.
+    """
+    origin = text.lower().removesuffix("/")
+    if origin != "null" and not _ORIGIN.fullmatch(origin):
+        raise ConfigError(f"Expected an origin like https://example.org, or null, got {text!r}.")
+    return origin
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -72,8 +73,8 @@ def _default(name: str) -> float:
 def _positive(kind: type[float]) -> Any:
     def read(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
         return value
 
     read.__name__ = kind.__name__

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from onebest.errors import ConfigError
-from onebest_server.access import Access, is_loopback, read_tokens
+from onebest_server.access import Access, is_loopback, read_origin, read_tokens
 from onebest_server.http import load_page
 from onebest_server.server import Settings
 
@@ -224,10 +224,26 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_tokens(None) == ("abc",)
     (tmp_path / "tokens").write_text("one\n\ntwo\n")
     assert read_tokens(tmp_path / "tokens") == ("one", "two")
+    (tmp_path / "notepad").write_text("one\r\n", "utf-8-sig")
+    assert read_tokens(tmp_path / "notepad") == ("one",)
     (tmp_path / "empty").write_text("\n")
-    for name in ("empty", "missing"):
+    (tmp_path / "spaces").write_text("one\na pass phrase\n")
+    for name in ("empty", "missing", "spaces"):
         with pytest.raises(ConfigError, match=name):
             read_tokens(tmp_path / name)
+    monkeypatch.setenv("ONEBEST_TOKEN", "schl\u00fcssel")
+    with pytest.raises(ConfigError, match="ONEBEST_TOKEN"):
+        read_tokens(None)
+
+
+def test_origins_as_people_write_them():
+    assert read_origin("https://Example.org/") == "https://example.org"
+    assert [read_origin(text) for text in ("null", "app://local", "http://[::1]:80")] == [
+        *("null", "app://local", "http://[::1]:80")
+    ]
+    for text in ("example.org", "https://example.org/page", "https://", "*", ""):
+        with pytest.raises(ConfigError, match="origin"):
+            read_origin(text)
 
 
 @pytest.mark.parametrize(

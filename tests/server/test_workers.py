@@ -26,6 +26,7 @@ from onebest.cli import main
 from onebest.client import AsyncClient
 from onebest.events import FinalText
 from onebest_server import workers
+from onebest_server.commands.serve import page_address
 from onebest_server.server import Settings
 from onebest_server.workers import Supervisor, run_process
 
@@ -300,6 +301,7 @@ def test_workers_that_cannot_start(tiny_folder, monkeypatch):
         (["--model", "missing", "--workers", "2"], "missing"),
         (["--workers", "0"], "one worker"),
         (["--token-file", "missing"], "missing"),
+        (["--origin", "https://example.org/page"], "https://example.org/page"),
         (["--tls-cert", "missing"], "missing"),
         (["--tls-key", "key.pem"], "key.pem"),
         (["--port", "70000"], "from 0 to 65535"),
@@ -312,7 +314,10 @@ def test_wrong_settings(capsys, options, said):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--queue-seconds", "0"], ["--batch", "1.5"], ["--clients", "x"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--queue-seconds", "0"], ["--batch", "1.5"], ["--clients", "x"], ["--detached-seconds", "inf"]],
+)
 def test_wrong_limits(capsys, options):
     with pytest.raises(SystemExit):
         main(["serve", *options])
@@ -324,3 +329,16 @@ def test_a_warning_where_everybody_may_connect(tiny_folder):
         process.terminate()
         process.wait(20)
         assert "no token is set" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:6006/"),
+        ("0.0.0.0", "http://127.0.0.1:6006/"),
+        ("::", "http://[::1]:6006/"),
+        ("asr.example", "http://asr.example:6006/"),
+    ],
+)
+def test_the_address_is_one_where_a_browser_gives_the_microphone(host, address):
+    assert page_address(Settings(host=host), 6006) == address

@@ -10,10 +10,13 @@ from pathlib import Path
 from onebest.cli import Command
 from onebest.commands.transcribe import add_model_arguments
 from onebest.errors import ConfigError
-from onebest_server.access import is_loopback, read_tokens
+from onebest_server.access import is_loopback, read_origin, read_tokens
 from onebest_server.limits import add_limit_arguments, read_limits
 from onebest_server.server import Settings
 from onebest_server.workers import run_server
+
+#: Addresses that mean all of this machine's, and the one of them that its browsers trust without TLS.
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,18 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
             "and no token is set; see --token-file",
             file=sys.stderr,
         )
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    scheme = "https" if settings.certificate else "http"
     return run_server(
-        settings, lambda port: print(f"Open {scheme}://{host}:{port}/ in a browser.", flush=True)
+        settings, lambda port: print(f"Open {page_address(settings, port)} in a browser.", flush=True)
     )
+
+
+def page_address(settings: Settings, port: int) -> str:
+    """Return where a browser on this machine finds the page, with the microphone, which it gives to few."""
+    host = ANY_ADDRESS.get(settings.host, settings.host)
+    scheme = "https" if settings.certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
     """Return the settings that the arguments name.
 
     Raises:
-        ConfigError: the tokens cannot be read, or a setting is impossible.
+        ConfigError: the tokens cannot be read, an origin is none, or a setting is impossible.
     """
     if arguments.workers < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise ConfigError("Expected one worker and one thread, or more.")
@@ -95,7 +103,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         workers=arguments.workers,
         limits=read_limits(arguments),
         tokens=read_tokens(arguments.token_file),
-        origins=tuple(arguments.origin),
+        origins=tuple(map(read_origin, arguments.origin)),
         certificate=arguments.tls_cert,
         key=arguments.tls_key,
         log_text=arguments.log_text,
