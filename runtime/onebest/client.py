@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import ssl
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -49,7 +50,9 @@ LEAD_SECONDS = 0.5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 #: A server that answers no ping for so long is taken to be gone.
 SILENCE_SECONDS = 60.0
-_BUSY = 503
+#: A server that is full, starts or stops, and what a load balancer says of one that does not answer.
+_PASSING = (502, 503, 504)
+_UNAUTHORIZED = 401
 
 
 class ServerError(OnebestError, ConnectionError):
@@ -189,7 +192,7 @@ class AsyncClient:
         sender = None
         try:
             if await self._greet(connection):
-                self._note_connection(is_lost=False)
+                self._note_connection(None)
                 sender = asyncio.create_task(self._send_audio(connection))
                 async for message in connection:
                     if await self._take(json.loads(message)):
@@ -201,7 +204,7 @@ class AsyncClient:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
             await connection.close()
-        self._note_connection(is_lost=True)
+        self._note_connection("was lost")
         await asyncio.sleep(FIRST_PAUSE_SECONDS)
         return False
 
@@ -218,10 +221,9 @@ class AsyncClient:
                     max_size=None,
                 )
             except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
-                status = error.response.status_code if isinstance(error, InvalidStatus) else _BUSY
-                refused = isinstance(error, InvalidURI) or status != _BUSY
-                if refused or loop.time() + pause > deadline:
-                    raise ServerError(f"{self._url}: {error}. Is it the address of onebest serve?") from error
+                if _is_refusal(error) or loop.time() + pause > deadline:
+                    raise ServerError(f"{self._url}: {error}. {_advise(error)}") from error
+                self._note_connection(f"cannot be made ({error})")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -304,12 +306,27 @@ class AsyncClient:
     def _notify(self, kind: Literal["behind", "connection"], message: str) -> None:
         self._events.put_nowait(Notice(kind, message))
 
-    def _note_connection(self, is_lost: bool) -> None:
-        """Give a notice if the connection was lost, or is back."""
-        if is_lost != self._is_lost:
-            self._is_lost = is_lost
-            how = "was lost; it is tried again" if is_lost else "is back"
+    def _note_connection(self, problem: str | None) -> None:
+        """Give a notice once of what the connection's problem is, and one when it is back."""
+        if bool(problem) != self._is_lost:
+            self._is_lost = bool(problem)
+            how = f"{problem}; it is tried again" if problem else "is back"
             self._notify("connection", f"The connection to {self._url} {how}.")
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether it is of no use to try again."""
+    if isinstance(error, InvalidStatus):
+        return error.response.status_code not in _PASSING
+    return isinstance(error, (InvalidURI, ssl.SSLCertVerificationError))
+
+
+def _advise(error: Exception) -> str:
+    if isinstance(error, InvalidStatus) and error.response.status_code == _UNAUTHORIZED:
+        return "It needs a token that it knows."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "A certificate of your own is trusted if the variable SSL_CERT_FILE names its file."
+    return "Is it the address of onebest serve?"
 
 
 class Client:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from http import HTTPStatus
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from websockets.exceptions import ConnectionClosed
 from onebest.client import AsyncClient, Client, ServerError
 from onebest.events import FinalText, Notice, PartialText
 from onebest.outbox import Outbox
+from onebest_server.http import Front, respond
+from onebest_server.server import Settings
 
 AUDIO = make_audio(21.5)  # more than one segment
 
@@ -347,6 +350,50 @@ class TestClient:
 
         asyncio.run(run())
 
+    @pytest.mark.parametrize("status", [502, 503, 504])
+    def test_what_passes_is_waited_for_and_told(self, serving, say, monkeypatch, status):
+        """That is a full server, and a load balancer whose server is away."""
+        answer, answers = Front.answer, iter([respond(HTTPStatus(status), "Not now.")])
+        monkeypatch.setattr(Front, "answer", lambda *given: next(answers, None) or answer(*given))
+
+        async def run():
+            async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
+                await client.send(AUDIO[:32000])
+                await client.finish()
+                return [event async for event in client]
+
+        first, back, *others = asyncio.run(run())
+        assert f"HTTP {status}" in first.message
+        assert "is back" in back.message
+        assert [event.text for event in others if isinstance(event, FinalText)] == say(AUDIO[:32000])
+
+    def test_a_token_that_is_missing(self, serving):
+        async def run():
+            with_token = Settings(port=0, tokens=("secret",))
+            async with serving(with_token) as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
+                with pytest.raises(ServerError, match="needs a token"):
+                    [event async for event in client]
+
+        asyncio.run(run())
+
+    def test_a_certificate_of_ones_own(self, serving, certificate, say, monkeypatch):
+        with_tls = Settings(port=0, certificate=certificate / "cert.pem", key=certificate / "key.pem")
+
+        async def talk(server):
+            async with AsyncClient(f"wss://127.0.0.1:{server.port}") as client:
+                await client.send(AUDIO[:32000])
+                await client.finish()
+                return [event.text async for event in client if isinstance(event, FinalText)]
+
+        async def run():
+            async with serving(with_tls) as server:
+                with pytest.raises(ServerError, match="SSL_CERT_FILE"):
+                    await talk(server)
+                monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
+                return await talk(server)
+
+        assert asyncio.run(run()) == say(AUDIO[:32000])
+
 
 async def send_all(client):
     for start in range(0, len(AUDIO), 4000):
@@ -356,8 +403,6 @@ async def send_all(client):
 
 def first_settings(server):
     """Return settings for another server at the same port."""
-    from onebest_server.server import Settings
-
     return Settings(port=server.port)
 
 
