@@ -256,7 +256,7 @@ class Server:
         self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
-                while self._admitted or self._wyoming.connections:
+                while self._outlets or self._wyoming.connections:  # the admitted may never have opened
                     await asyncio.sleep(0.05)
         await self._stop()
 

@@ -392,6 +392,22 @@ class TestDrain:
         assert messages[-1] == "Done!"
         assert [json.loads(messages[-2])["text"]] == say(audio)
 
+    def test_an_opening_that_failed_is_not_waited_for(self, serving, monkeypatch):
+        monkeypatch.setattr("onebest_server.server.STOP_SECONDS", 30.0)
+
+        async def run():
+            async with serving() as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(
+                    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+                )
+                answer = await reader.readline()
+                writer.close()
+                await server.drain()
+                return answer
+
+        assert b" 400 " in asyncio.run(run())  # it has no key
+
     def test_clients_that_do_not_end_get_what_they_have(self, serving, say):
         audio = make_audio(2.0)
 
