@@ -129,6 +129,10 @@ def test_kubernetes_fits_the_server():
     assert set(probes) == set(PROBES)
     [metric] = parts["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert f"{metric['pods']['metric']['name']} " in Metrics().render().decode()
+    [endpoint] = parts["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    [token] = container["env"]
+    assert endpoint["authorization"]["credentials"] == token["valueFrom"]["secretKeyRef"]
+    assert endpoint["port"] == container["ports"][0]["name"]
     assert parts["Service"]["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"] == 6006
 
 
