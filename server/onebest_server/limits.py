@@ -28,9 +28,11 @@ class Limits:
         10.0, "audio waiting for its turn, a stream; no more is read until it shrinks"
     )
     unread_bytes: int = _limit(1 << 20, "text that a client has not read; beyond it the connection is cut")
-    idle_seconds: float = _limit(60.0, "time without a message from the client; then closed with 1008")
+    idle_seconds: float = _limit(
+        60.0, "time without a message from the client; then its text is completed and it is closed with 1008"
+    )
     session_seconds: float = _limit(
-        14400.0, "length of a session; then its text is completed and it is closed"
+        14400.0, "length of a session; then its text is completed and it is closed with 1008"
     )
     detached_seconds: float = _limit(60.0, "time that a session waits for its client to come back")
     detached: int = _limit(500, "sessions that wait so; the oldest makes room")

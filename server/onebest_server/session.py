@@ -185,7 +185,7 @@ class Session:
             return
         elif now - self._heard > limits.idle_seconds and self._is_waiting_for_client():
             self._sessions.metrics.refuse("idle_seconds")
-            self.tell(Failed(POLICY, f"No message came for {limits.idle_seconds:g} s."))
+            self._leave_idle(f"No message came for {limits.idle_seconds:g} s.")
         elif now - self.started > limits.session_seconds:
             self._sessions.metrics.refuse("session_seconds")
             self.finish_early(POLICY, f"A session may last {limits.session_seconds:g} s.")
@@ -289,6 +289,13 @@ class Session:
     def _is_waiting_for_client(self) -> bool:
         is_behind = self.job.queued_seconds > 0 and self.job.has_work
         return not is_behind and self._unfinished == self._open
+
+    def _leave_idle(self, reason: str) -> None:
+        """Close an idle client; one that said something gets its text first."""
+        if self._open and self._first_audio is not None:
+            self.finish_early(POLICY, reason)
+        else:
+            self.tell(Failed(POLICY, reason))
 
     def _report_behind(self, now: float) -> None:
         behind, least = self.behind_seconds(now), self._sessions.limits.behind_seconds

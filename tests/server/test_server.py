@@ -356,11 +356,12 @@ async def drain(socket):
         pass
 
 
-def test_the_text_is_complete_when_a_session_was_too_long(serving, say):
+@pytest.mark.parametrize("limits", [{"session_seconds": 0.5}, {"idle_seconds": 0.5}])
+def test_the_text_is_complete_when_a_session_was_too_long_or_idle(serving, say, limits):
     audio = make_audio(1.0)
 
     async def run():
-        async with serving(session_seconds=0.5) as server, connect(url(server, "/onebest")) as socket:
+        async with serving(**limits) as server, connect(url(server, "/onebest")) as socket:
             await socket.send('{"type": "start"}')
             await socket.send(audio.tobytes())
             return [json.loads(message) async for message in drain(socket)]
