@@ -13,6 +13,7 @@ from browser import CHROMIUM, opened, running_chromium
 from foreign import SAMPLE, serving_shipped, shipped
 
 from onebest_server.limits import Limits
+from onebest_server.protocol import INTERNAL, Failed
 from onebest_server.protocols.onebest import OnebestProtocol
 
 pytestmark = pytest.mark.skipif(
@@ -183,6 +184,19 @@ class TestMicrophone:
         assert np.array_equal(taken, recorded[len(recorded) - len(taken) :])
         assert len(taken) > SPEECH_SECONDS * rate * 0.8  # nothing was settled before, so nearly all again
         assert texts == offline(taken, rate)
+
+    def test_words_stay_when_the_server_fails(self, devtools):
+        async def talk(server, page):
+            await page.click("#record")
+            await page.until(f"{PARTIAL}.length > 0")
+            for session in list(server.sessions._all.values()):
+                session.tell(Failed(INTERNAL, "The server failed."))
+            await ready(page)
+            assert await page.evaluate(PROBLEM) == "The server failed."
+            assert await page.evaluate(PARTIAL) == ""
+            return await page.evaluate(FINALS)
+
+        assert len(visit(devtools, talk)) == 1
 
     @pytest.mark.parametrize(
         ("before", "problem"),

@@ -121,7 +121,7 @@ function showConnection(connection) {
 
 async function endSession() {
   session = reading = null;
-  transcript.setPartial("", 0);
+  transcript.keepPartial();
   notice("");
   delete find("state").dataset.connection;
   await closeMicrophone();

@@ -4,6 +4,7 @@ export class Transcript {
   #finals = document.getElementById("finals");
   #partial = document.getElementById("partial");
   #removed = null;
+  #start = 0; // of the running words
 
   /** Show a settled segment; an empty text shows nothing. */
   addFinal(text, seconds) {
@@ -17,11 +18,17 @@ export class Transcript {
 
   /** Show the running words. */
   setPartial(text, seconds) {
+    this.#start = seconds;
     const [time, span] = this.#partial.children;
     time.textContent = formatTime(seconds);
     span.textContent = text;
     this.#partial.hidden = !text;
     if (text) this.show();
+  }
+
+  /** Settle the running words as they are: nothing will change them any more. */
+  keepPartial() {
+    this.addFinal(this.#partial.children[1].textContent, this.#start);
   }
 
   /** Begin a recording; the second and later ones get a title. */
