@@ -50,9 +50,13 @@ LEAD_SECONDS = 0.5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 #: A server that answers no ping for so long is taken to be gone.
 SILENCE_SECONDS = 60.0
+#: What a server may say; see ``onebest_server.messages``.
+_MESSAGES = ("started", "resumed", "partial", "final", "behind", "finished", "error")
 #: A server that is full, starts or stops, and what a load balancer says of one that does not answer.
 _PASSING = (502, 503, 504)
 _UNAUTHORIZED = 401
+#: How a server closes that speaks another protocol.
+_NOT_UNDERSTOOD = (1002, 1003, 1007)
 
 
 class ServerError(OnebestError, ConnectionError):
@@ -110,6 +114,9 @@ class AsyncClient:
         # Offsets: sent on this connection, held by the server, and complete whatever happens to the server.
         self._sent = self._acknowledged = self._settled = 0
         self._is_lost = False
+        # Since the last session: when to give up, and the pause before the next try.
+        self._deadline: float | None = None
+        self._pause = FIRST_PAUSE_SECONDS
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -187,30 +194,33 @@ class AsyncClient:
             self._events.put_nowait(None)
 
     async def _hold_connection(self) -> bool:
-        """Make a connection and use it until it breaks; return whether all was said."""
+        """Make a connection and use it until it breaks; return whether all was said.
+
+        Raises:
+            ServerError: the server refuses, is another kind of server, or was away for too long.
+        """
         connection = await self._connect()
         sender = None
         try:
             if await self._greet(connection):
-                self._note_connection(None)
                 sender = asyncio.create_task(self._send_audio(connection))
                 async for message in connection:
-                    if await self._take(json.loads(message)):
+                    if await self._take(self._read(message)):
                         return True
-        except ConnectionClosed:
-            pass
+            problem: Exception = EOFError("the server closed the connection")
+        except ConnectionClosed as error:
+            if _is_refusal(error):
+                raise self._give_up(error) from error
+            problem = error
         finally:
             if sender is not None:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
             await connection.close()
-        self._note_connection("was lost")
-        await asyncio.sleep(FIRST_PAUSE_SECONDS)
+        await self._await_next_try("was lost", problem)
         return False
 
     async def _connect(self) -> ClientConnection:
-        loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + self._give_up_seconds, FIRST_PAUSE_SECONDS
         while True:
             try:
                 return await connect(
@@ -221,11 +231,27 @@ class AsyncClient:
                     max_size=None,
                 )
             except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
-                if _is_refusal(error) or loop.time() + pause > deadline:
-                    raise ServerError(f"{self._url}: {error}. {_advise(error)}") from error
-                self._note_connection(f"cannot be made ({error})")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                if _is_refusal(error):
+                    raise self._give_up(error) from error
+                await self._await_next_try(f"cannot be made ({error})", error)
+
+    async def _await_next_try(self, problem: str, error: Exception) -> None:
+        """Wait before a connection is made again, longer each time until a session is under way.
+
+        Raises:
+            ServerError: it has been tried for long enough.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline, self._pause = now + self._give_up_seconds, FIRST_PAUSE_SECONDS
+        if now + self._pause > self._deadline:
+            raise self._give_up(error) from error
+        self._note_connection(problem)
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    def _give_up(self, error: Exception) -> ServerError:
+        return ServerError(f"{self._url}: {error}. {_advise(error)}")
 
     async def _greet(self, connection: ClientConnection) -> bool:
         """Start a session or resume the one there is; return False if that is gone."""
@@ -236,12 +262,18 @@ class AsyncClient:
             return True
         resume = {"type": "resume", "session": self._session, "segments": self._session_segments}
         await connection.send(json.dumps(resume))
-        answer = json.loads(await connection.recv())
+        answer = self._read(await connection.recv())
         if answer["type"] != "resumed":
             self._session = None
             return False
         self._sent = self._base + answer["acknowledged"]
+        self._note_session()
         return True
+
+    def _note_session(self) -> None:
+        """Note that a session is under way."""
+        self._deadline = None
+        self._note_connection(None)
 
     async def _send_audio(self, connection: ClientConnection) -> None:
         length = round(MESSAGE_SECONDS * self._rate)
@@ -258,11 +290,29 @@ class AsyncClient:
         except ConnectionClosed:
             pass
 
+    def _read(self, message: str | bytes) -> dict[str, Any]:
+        """Return a server's message.
+
+        Raises:
+            ServerError: it is none of our protocol.
+        """
+        try:
+            fields = json.loads(message)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict) or fields.get("type") not in _MESSAGES:
+            raise ServerError(
+                f"{self._url}: expected a message of onebest's protocol, got {message[:50]!r}. "
+                "Is it the address of onebest serve?"
+            )
+        return fields
+
     async def _take(self, message: dict[str, Any]) -> bool:
         """Take one of the server's messages; return whether all was said."""
         match message["type"]:
             case "started":
                 self._session = message["session"]
+                self._note_session()
             case "behind" if message["seconds"]:
                 self._notify("behind", f"The server is {message['seconds']:.1f} s behind.")
             case "partial":
@@ -318,6 +368,8 @@ def _is_refusal(error: Exception) -> bool:
     """Return whether it is of no use to try again."""
     if isinstance(error, InvalidStatus):
         return error.response.status_code not in _PASSING
+    if isinstance(error, ConnectionClosed):
+        return error.rcvd is not None and error.rcvd.code in _NOT_UNDERSTOOD
     return isinstance(error, (InvalidURI, ssl.SSLCertVerificationError))
 
 

@@ -15,10 +15,11 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
-from onebest.client import AsyncClient, Client, ServerError
+from onebest.client import _MESSAGES, AsyncClient, Client, ServerError
 from onebest.events import FinalText, Notice, PartialText
 from onebest.outbox import Outbox
 from onebest_server.http import Front, respond
+from onebest_server.messages import SERVER_MESSAGES
 from onebest_server.server import Settings
 
 AUDIO = make_audio(21.5)  # more than one segment
@@ -349,6 +350,35 @@ class TestClient:
                         [event async for event in client]
 
         asyncio.run(run())
+
+    @pytest.mark.parametrize("path", ["/vosk", "/v1/realtime"])
+    def test_another_protocol(self, serving, path):
+        async def run():
+            async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}{path}") as client:
+                with pytest.raises(ServerError, match="Is it the address of onebest serve"):
+                    [event async for event in client]
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("said", ['{"text": "", "segment": 0}', "Done!", b"\xff", "1", None])
+    def test_another_server(self, said):
+        """Also one that says nothing and closes, for ever."""
+
+        async def answer(connection):
+            if said is not None:
+                await connection.send(said)
+
+        async def run():
+            async with serve(answer, "127.0.0.1", 0) as server:
+                address = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+                async with AsyncClient(address, give_up_seconds=0.5) as client:
+                    with pytest.raises(ServerError, match="Is it the address of onebest serve"):
+                        [event async for event in client]
+
+        asyncio.run(run())
+
+    def test_messages_are_those_of_the_server(self):
+        assert set(_MESSAGES) == {message.type for message in SERVER_MESSAGES}
 
     @pytest.mark.parametrize("status", [502, 503, 504])
     def test_what_passes_is_waited_for_and_told(self, serving, say, monkeypatch, status):
