@@ -100,6 +100,12 @@ class Access:
         is_own = bool(page.netloc) and page.netloc.lower() == headers.get("host", "").lower()
         return is_own and (not self.loopback or is_loopback(page.hostname or ""))
 
+    def allows_own_page(self, headers: Mapping[str, str]) -> bool:
+        """Return whether the server's own page may connect, if a request for it has these headers."""
+        host = headers.get("host", "")
+        origins = (f"{scheme}://{host}" for scheme in ("http", "https"))
+        return any(self.allows_origin({"origin": origin, "host": host}) for origin in origins)
+
 
 def choose_subprotocol(offered: Iterable[str]) -> str | None:
     """Return the one that a browser's client expects to hear again; None if it offered none of those."""

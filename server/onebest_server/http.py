@@ -30,6 +30,7 @@ METRICS, METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
 PROBES = HEALTHY, READY = "/healthz", "/readyz"
 #: The page loads nothing from elsewhere, and no other page may frame it.
 PAGE_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
+NO_PAGE = "This page may not connect. The server's --origin names pages."
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 _LOG = logging.getLogger("onebest_server.access")
@@ -99,11 +100,7 @@ class Front:
         if self.draining:
             return HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is shutting down."
         if not (trusted or self.access.allows_origin(headers)):
-            return (
-                HTTPStatus.FORBIDDEN,
-                "origin",
-                "This page may not connect. The server's --origin names pages.",
-            )
+            return HTTPStatus.FORBIDDEN, "origin", NO_PAGE
         if not (trusted or self.access.knows_token(headers, handshake.query)):
             return HTTPStatus.UNAUTHORIZED, "token", "A token is needed, as Authorization: Bearer TOKEN."
         if handshake.path not in PROTOCOLS:
@@ -131,6 +128,8 @@ class Front:
             return respond(HTTPStatus.UNAUTHORIZED, "A token is needed.")
         if path == METRICS:
             return respond(HTTPStatus.OK, self.metrics.render(), METRICS_TYPE)
+        if not self.access.allows_own_page(headers):
+            return respond(HTTPStatus.FORBIDDEN, NO_PAGE)
         return respond(
             HTTPStatus.UPGRADE_REQUIRED, "Connect with a websocket.", more={"Upgrade": "websocket"}
         )

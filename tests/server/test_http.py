@@ -177,6 +177,13 @@ def test_origins(access, headers, allowed):
     assert access.allows_origin(headers) is allowed
 
 
+def test_the_page_can_ask_whether_it_may_connect(serving):
+    hosts = [None, "localhost:80", "asr.example", "named.example", "["]
+    requests = [("/onebest", {"Host": host} if host else {}) for host in hosts]
+    answers = ask(serving, *requests, settings=Settings(port=0, origins=("https://named.example",)))
+    assert [response.status for response, _ in answers] == [426, 426, 403, 426, 403]
+
+
 def test_another_page_is_refused(serving):
     async def run():
         async with serving() as server:

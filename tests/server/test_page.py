@@ -323,6 +323,22 @@ class TestToken:
         assert visit(devtools, talk, path="/#token=secret", tokens=("secret",))
 
 
+def test_a_page_that_may_not_connect_says_so(devtools, speech):
+    """As behind a proxy on the server's machine, whose name is not this machine's own."""
+
+    async def run():
+        async with (
+            serving_shipped() as server,
+            opened(devtools, f"http://asr.localhost:{server.port}/") as page,
+        ):
+            await page.drop(speech)
+            await page.until(f"{PROBLEM} !== ''")
+            assert await page.evaluate(STATE) == "Ready"
+            return await page.evaluate(PROBLEM)
+
+    assert "--origin" in asyncio.run(run())
+
+
 class TestText:
     def test_copy_download_and_clear(self, devtools, speech, tmp_path):
         before = """

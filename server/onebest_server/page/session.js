@@ -15,6 +15,11 @@ const LEAD_SECONDS = 0.5;
 /** Audio kept for a new session, should the old one be gone. */
 const KEPT_SECONDS = 60;
 const BLOCK = 16384;
+/** Why a connection is not tried again, and what is said of it; a token is asked for. */
+const REFUSALS = {
+  token: null,
+  origin: "The server does not let a page at this address connect. Its option --origin names pages that may.",
+};
 
 /** Samples by their number; those at the front can be forgotten. */
 class Outbox {
@@ -153,8 +158,8 @@ export class Session {
     this.#pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
     const reason = opened ? "lost" : await findReason(this.#address.search);
     if (this.#over || this.#socket) return;
-    if (reason === "token") {
-      this.#fail(null, reason);
+    if (reason in REFUSALS) {
+      this.#fail(REFUSALS[reason], reason);
       return;
     }
     this.#listener.onState(reason);
@@ -271,7 +276,9 @@ async function findReason(search) {
   try {
     const { status } = await fetch("readyz");
     if (status === 503) return "full";
-    if ((await fetch(`onebest${search}`)).status === 401) return "token";
+    const answer = await fetch(`onebest${search}`); // what the connection was answered, but for a missing upgrade
+    if (answer.status === 401) return "token";
+    if (answer.status === 403) return "origin";
   } catch {
     // the server is not there at all
   }
