@@ -181,7 +181,7 @@ class Session:
         if self.detached is not None:
             if now - self.detached > limits.detached_seconds:
                 self.end()
-        elif self._complete:
+        elif self._complete or self._ending:
             return
         elif now - self._heard > limits.idle_seconds and self._is_waiting_for_client():
             self._sessions.metrics.refuse("idle_seconds")

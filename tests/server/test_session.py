@@ -557,7 +557,9 @@ class TestSession:
         self.make(session_seconds=10.0)
         self.say("open", bytes(6400))
         self.after(11)
+        self.after(1)
         assert self.sink.closed is None
+        assert 'onebest_refusals_total{cause="session_seconds"} 1.0' in self.desk.metrics.render().decode()
         self.say(bytes(6400))
         self.work()
         assert self.sink.sent == ["all"]
