@@ -185,6 +185,31 @@ class TestMicrophone:
         assert len(taken) > SPEECH_SECONDS * rate * 0.8  # nothing was settled before, so nearly all again
         assert texts == offline(taken, rate)
 
+    def test_the_screen_stays_on(self, devtools):
+        before = """
+        window.locks = [];
+        Object.defineProperty(navigator, "wakeLock", { value: { request: async () => {
+          const lock = { held: true, release: () => (lock.held = false) };
+          window.locks.push(lock);
+          return lock;
+        } } });
+        """
+        held = "locks.map((lock) => lock.held)"
+
+        async def talk(server, page):
+            await page.click("#record")
+            await page.until("locks.length === 1")
+            # As if the page had been hidden, which ends a lock.
+            await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            await page.until("locks.length === 2")
+            during = await page.evaluate(held)
+            await page.click("#record")
+            await ready(page)
+            await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            return during, await page.evaluate(held)
+
+        assert visit(devtools, talk, before) == ([False, True], [False, False])
+
     def test_words_stay_when_the_server_fails(self, devtools):
         async def talk(server, page):
             await page.click("#record")

@@ -131,8 +131,7 @@ async function endSession() {
 async function closeMicrophone() {
   const closing = microphone;
   microphone = null;
-  wakeLock?.release();
-  wakeLock = null;
+  letSleep();
   await closing?.stop();
 }
 
@@ -177,7 +176,20 @@ async function listen() {
   });
   setState("listening");
   early.splice(0).forEach(take);
-  wakeLock = await navigator.wakeLock?.request("screen").catch(() => null);
+  await keepAwake();
+}
+
+/** Keep the screen on while there is a microphone. */
+async function keepAwake() {
+  const lock = await navigator.wakeLock?.request("screen").catch(() => null);
+  wakeLock?.release();
+  wakeLock = lock;
+  if (!microphone) letSleep(); // it was closed meanwhile
+}
+
+function letSleep() {
+  wakeLock?.release();
+  wakeLock = null;
 }
 
 /** Stop listening and wait for the rest of the text; called again, or for a file, do without the rest. */
@@ -319,6 +331,8 @@ addEventListener("drop", (event) => {
   if (file) read(file);
 });
 
+// Browsers let the screen sleep again once the page was hidden.
+document.addEventListener("visibilitychange", () => microphone && !document.hidden && keepAwake());
 addEventListener("beforeunload", (event) => state !== "ready" && event.preventDefault());
 new ResizeObserver(() => transcript.show()).observe(document.querySelector("footer"));
 find("host").textContent = location.hostname;
