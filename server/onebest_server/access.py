@@ -29,7 +29,7 @@ TOKEN_VARIABLE = "ONEBEST_TOKEN"
 SUBPROTOCOLS = ("token", "bearer", "realtime")
 _OPENAI_KEY = "openai-insecure-api-key."
 _TOKEN = re.compile(r"[!-~]+")
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+_ORIGIN = re.compile(r"(null|file://|[a-z][a-z0-9+.-]*://[^/?#\s]+)/?")
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:
@@ -61,10 +61,10 @@ def read_origin(text: str) -> str:
     Raises:
         ConfigError: it is none, but perhaps the address of a page.
     """
-    origin = text.lower().removesuffix("/")
-    if origin != "null" and not _ORIGIN.fullmatch(origin):
+    origin = _ORIGIN.fullmatch(text.lower())
+    if origin is None:
         raise ConfigError(f"Expected an origin like https://example.org, or null, got {text!r}.")
-    return origin
+    return origin[1]
 
 
 @dataclass(frozen=True)

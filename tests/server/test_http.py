@@ -245,9 +245,8 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 def test_origins_as_people_write_them():
     assert read_origin("https://Example.org/") == "https://example.org"
-    assert [read_origin(text) for text in ("null", "app://local", "http://[::1]:80")] == [
-        *("null", "app://local", "http://[::1]:80")
-    ]
+    for origin in ("null", "file://", "app://local", "http://[::1]:80"):
+        assert read_origin(origin) == origin
     for text in ("example.org", "https://example.org/page", "https://", "*", ""):
         with pytest.raises(ConfigError, match="origin"):
             read_origin(text)
