@@ -92,6 +92,9 @@ class AsyncClient:
         query = "&".join(filter(None, [parts.query, f"client={secrets.token_hex(8)}"]))
         path = PATH if parts.path in ("", "/") else parts.path
         self._url = urlunsplit(parts._replace(path=path, query=query))
+        self._address = urlunsplit(
+            parts._replace(path=path, query="")
+        )  # for people; the query may have a token
         self._rate = sample_rate
         self._start = {
             "type": "start",
@@ -251,7 +254,7 @@ class AsyncClient:
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _give_up(self, error: Exception) -> ServerError:
-        return ServerError(f"{self._url}: {error}. {_advise(error)}")
+        return ServerError(f"{self._address}: {error}. {_advise(error)}")
 
     async def _greet(self, connection: ClientConnection) -> bool:
         """Start a session or resume the one there is; return False if that is gone."""
@@ -302,7 +305,7 @@ class AsyncClient:
             fields = None
         if not isinstance(fields, dict) or fields.get("type") not in _MESSAGES:
             raise ServerError(
-                f"{self._url}: expected a message of onebest's protocol, got {message[:50]!r}. "
+                f"{self._address}: expected a message of onebest's protocol, got {message[:50]!r}. "
                 "Is it the address of onebest serve?"
             )
         return fields
@@ -329,7 +332,7 @@ class AsyncClient:
                 self._session = None  # what comes now, another session takes
                 return message["requested"] or (self._finishing and self._settled >= self._outbox.end)
             case "error":
-                raise ServerError(f"{self._url}: {message['message']}")
+                raise ServerError(f"{self._address}: {message['message']}")
         return False
 
     def _offset(self, seconds: float) -> int:
@@ -361,7 +364,7 @@ class AsyncClient:
         if bool(problem) != self._is_lost:
             self._is_lost = bool(problem)
             how = f"{problem}; it is tried again" if problem else "is back"
-            self._notify("connection", f"The connection to {self._url} {how}.")
+            self._notify("connection", f"The connection to {self._address} {how}.")
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -400,9 +400,11 @@ class TestClient:
     def test_a_token_that_is_missing(self, serving):
         async def run():
             with_token = Settings(port=0, tokens=("secret",))
-            async with serving(with_token) as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
-                with pytest.raises(ServerError, match="needs a token"):
+            address = "ws://127.0.0.1:{}?token=wrong"
+            async with serving(with_token) as server, AsyncClient(address.format(server.port)) as client:
+                with pytest.raises(ServerError, match="needs a token") as refused:
                     [event async for event in client]
+            assert "wrong" not in str(refused.value)
 
         asyncio.run(run())
 
