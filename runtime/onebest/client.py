@@ -30,7 +30,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHeader,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
 
 from onebest.errors import OnebestError
 from onebest.events import Event, FinalText, Notice, PartialText
@@ -55,6 +62,8 @@ _MESSAGES = ("started", "resumed", "partial", "final", "behind", "finished", "er
 #: A server that is full, starts or stops, and what a load balancer says of one that does not answer.
 _PASSING = (502, 503, 504)
 _UNAUTHORIZED = 401
+#: What comes of an address, a token or a certificate that no server could make good.
+_IMPOSSIBLE = (ValueError, OverflowError)
 #: How a server closes that speaks another protocol.
 _NOT_UNDERSTOOD = (1002, 1003, 1007)
 
@@ -109,7 +118,7 @@ class AsyncClient:
         self._changed = asyncio.Condition()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._finishing = False
-        self._error: OnebestError | None = None
+        self._error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
         # The server's session: its name, the offset it began at, how many of its segments are complete.
         self._session: str | None = None
@@ -189,7 +198,7 @@ class AsyncClient:
         try:
             while not await self._hold_connection():
                 pass
-        except OnebestError as error:
+        except Exception as error:  # whatever it is, who waits for events has to know
             async with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -233,7 +242,7 @@ class AsyncClient:
                     ping_timeout=SILENCE_SECONDS,
                     max_size=None,
                 )
-            except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
+            except (OSError, WebSocketException, EOFError, *_IMPOSSIBLE) as error:
                 if _is_refusal(error):
                     raise self._give_up(error) from error
                 await self._await_next_try(f"cannot be made ({error})", error)
@@ -373,7 +382,7 @@ def _is_refusal(error: Exception) -> bool:
         return error.response.status_code not in _PASSING
     if isinstance(error, ConnectionClosed):
         return error.rcvd is not None and error.rcvd.code in _NOT_UNDERSTOOD
-    return isinstance(error, (InvalidURI, ssl.SSLCertVerificationError))
+    return isinstance(error, (InvalidURI, InvalidProxy, InvalidHeader, *_IMPOSSIBLE))
 
 
 def _advise(error: Exception) -> str:

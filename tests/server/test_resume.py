@@ -329,6 +329,33 @@ class TestClient:
 
         assert asyncio.run(run()) == say(AUDIO[:32000])
 
+    @pytest.mark.parametrize(
+        ("address", "options"),
+        [
+            ("ws://127.0.0.1:b", {}),
+            ("ws://127.0.0.1:99999", {}),
+            (f"ws://{'a' * 70}.example", {}),
+            ("ws://127.0.0.1:{}", {"token": "\u65e5"}),
+        ],
+    )
+    def test_an_impossible_address_or_token(self, serving, address, options):
+        async def run():
+            async with serving() as server, AsyncClient(address.format(server.port), **options) as client:
+                with pytest.raises(ServerError, match="onebest serve"):
+                    [event async for event in client]
+
+        asyncio.run(run())
+
+    def test_an_error_of_ours_is_not_silent(self, serving, monkeypatch):
+        monkeypatch.setattr(AsyncClient, "_take", lambda client, message: 1 / 0)
+
+        async def run():
+            async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
+                with pytest.raises(ZeroDivisionError):
+                    [event async for event in client]
+
+        asyncio.run(run())
+
     def test_nobody_there(self):
         async def run():
             async with AsyncClient("ws://127.0.0.1:9", give_up_seconds=0.1) as client:
