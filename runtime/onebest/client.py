@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import ssl
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -30,15 +29,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHeader,
-    InvalidProxy,
-    InvalidStatus,
-    InvalidURI,
-    WebSocketException,
-)
+from websockets.exceptions import ConnectionClosed
 
+from onebest.connecting import CONNECT_ERRORS, advise, is_refusal
 from onebest.errors import OnebestError
 from onebest.events import Event, FinalText, Notice, PartialText
 from onebest.outbox import Outbox
@@ -59,13 +52,6 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 SILENCE_SECONDS = 60.0
 #: What a server may say; see ``onebest_server.messages``.
 _MESSAGES = ("started", "resumed", "partial", "final", "behind", "finished", "error")
-#: A server that is full, starts or stops, and what a load balancer says of one that does not answer.
-_PASSING = (502, 503, 504)
-_UNAUTHORIZED = 401
-#: What comes of an address, a token or a certificate that no server could make good.
-_IMPOSSIBLE = (ValueError, OverflowError)
-#: How a server closes that speaks another protocol.
-_NOT_UNDERSTOOD = (1002, 1003, 1007)
 
 
 class ServerError(OnebestError, ConnectionError):
@@ -221,7 +207,7 @@ class AsyncClient:
                         return True
             problem: Exception = EOFError("the server closed the connection")
         except ConnectionClosed as error:
-            if _is_refusal(error):
+            if is_refusal(error):
                 raise self._give_up(error) from error
             problem = error
         finally:
@@ -242,8 +228,8 @@ class AsyncClient:
                     ping_timeout=SILENCE_SECONDS,
                     max_size=None,
                 )
-            except (OSError, WebSocketException, EOFError, *_IMPOSSIBLE) as error:
-                if _is_refusal(error):
+            except CONNECT_ERRORS as error:
+                if is_refusal(error):
                     raise self._give_up(error) from error
                 await self._await_next_try(f"cannot be made ({error})", error)
 
@@ -263,7 +249,7 @@ class AsyncClient:
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _give_up(self, error: Exception) -> ServerError:
-        return ServerError(f"{self._address}: {error}. {_advise(error)}")
+        return ServerError(f"{self._address}: {error}. {advise(error)}")
 
     async def _greet(self, connection: ClientConnection) -> bool:
         """Start a session or resume the one there is; return False if that is gone."""
@@ -374,23 +360,6 @@ class AsyncClient:
             self._is_lost = bool(problem)
             how = f"{problem}; it is tried again" if problem else "is back"
             self._notify("connection", f"The connection to {self._address} {how}.")
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Return whether it is of no use to try again."""
-    if isinstance(error, InvalidStatus):
-        return error.response.status_code not in _PASSING
-    if isinstance(error, ConnectionClosed):
-        return error.rcvd is not None and error.rcvd.code in _NOT_UNDERSTOOD
-    return isinstance(error, (InvalidURI, InvalidProxy, InvalidHeader, *_IMPOSSIBLE))
-
-
-def _advise(error: Exception) -> str:
-    if isinstance(error, InvalidStatus) and error.response.status_code == _UNAUTHORIZED:
-        return "It needs a token that it knows."
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "A certificate of your own is trusted if the variable SSL_CERT_FILE names its file."
-    return "Is it the address of onebest serve?"
 
 
 class Client:

@@ -1,0 +1,42 @@
+"""Why there is no connection to a server: whether to try again, and what to tell people."""
+
+from __future__ import annotations
+
+import ssl
+
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHeader,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
+
+#: A server that is full, starts or stops, and what a load balancer says of one that does not answer.
+PASSING = (502, 503, 504)
+UNAUTHORIZED = 401
+#: How a server closes that speaks another protocol.
+NOT_UNDERSTOOD = (1002, 1003, 1007)
+#: What comes of an address, a token or a certificate that no server could make good.
+IMPOSSIBLE = (ValueError, OverflowError, InvalidURI, InvalidProxy, InvalidHeader)
+#: What making a connection may raise.
+CONNECT_ERRORS = (OSError, EOFError, WebSocketException, *IMPOSSIBLE)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether it is of no use to try again after an error of making a connection, or of its end."""
+    if isinstance(error, InvalidStatus):
+        return error.response.status_code not in PASSING
+    if isinstance(error, ConnectionClosed):
+        return error.rcvd is not None and error.rcvd.code in NOT_UNDERSTOOD
+    return isinstance(error, IMPOSSIBLE)
+
+
+def advise(error: Exception) -> str:
+    """Return what to do about an error."""
+    if isinstance(error, InvalidStatus) and error.response.status_code == UNAUTHORIZED:
+        return "It needs a token that it knows."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "A certificate of your own is trusted if the variable SSL_CERT_FILE names its file."
+    return "Is it the address of onebest serve?"
