@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onebest_training.checkpoint import (
     run_config,
     save,
     save_half,
+    save_int8,
 )
 from onebest_training.config import ModelConfig
 from onebest_training.strict import to_dict
@@ -53,6 +55,27 @@ def test_half_precision_keeps_the_average_alone(tmp_path: Path) -> None:
     assert torch.equal(found.average["b"], checkpoint.average["b"].half())
 
 
+def test_eight_bits_keep_the_average_to_half_a_step_of_each_row(tmp_path: Path) -> None:
+    matrix = torch.tensor([[1.0, -0.5, 0.003], [1e-3, 2e-3, 0.0], [0.0, 0.0, 0.0]])
+    average = {"matrix": matrix, "kernel": matrix[:, None].repeat(1, 2, 1), "bias": torch.tensor([0.1, -7.0])}
+    path, half = tmp_path / "int8.pt", tmp_path / "half.pt"
+    checkpoint = replace(make_checkpoint(), average={**average, "large": torch.randn(256, 256)})
+    save_int8(checkpoint, path)
+    save_half(checkpoint, half)
+    assert path.stat().st_size < 0.6 * half.stat().st_size
+    found = load(path)
+    assert (found.weights, found.optimizer, set(found.average)) == ({}, {}, set(checkpoint.average))
+    for name in ("matrix", "kernel", "large"):
+        value = checkpoint.average[name]
+        rows = value.abs().amax(tuple(range(1, value.ndim)), keepdim=True)
+        assert torch.all((found.average[name] - value).abs() <= rows / 254 * 1.001 + 1e-12)
+    assert torch.equal(found.average["bias"], average["bias"].half())
+    save_int8(found, path)
+    torch.testing.assert_close(
+        load(path).average, {n: v.float() for n, v in found.average.items()}, check_dtype=False
+    )
+
+
 def test_an_average_is_the_mean_of_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = [make_checkpoint() for _ in range(3)]
     paths = [tmp_path / f"{index}.pt" for index in range(3)]
@@ -64,6 +87,16 @@ def test_an_average_is_the_mean_of_the_models(tmp_path: Path, capsys: pytest.Cap
     for name in ("a", "b"):
         torch.testing.assert_close(found.average[name], sum(each.average[name] for each in made) / 3)
     assert (found.weights, found.optimizer, found.position, found.tokens) == ({}, {}, POSITION, b"tokens")
+
+
+@pytest.mark.parametrize(("option", "write"), [("--half", save_half), ("--int8", save_int8)])
+def test_a_mean_can_be_written_small(tmp_path: Path, option: str, write: Callable[..., None]) -> None:
+    checkpoint, paths = make_checkpoint(), [tmp_path / name for name in ("whole.pt", "small.pt", "same.pt")]
+    save(checkpoint, paths[0])
+    write(checkpoint, paths[1])
+    assert main(["average", str(paths[0]), "--output", str(paths[2]), option]) == 0
+    small, same = load(paths[1]), load(paths[2])
+    assert all(torch.equal(small.average[name], same.average[name]) for name in checkpoint.average)
 
 
 def test_a_head_that_not_all_have_is_not_in_the_mean(tmp_path: Path) -> None:

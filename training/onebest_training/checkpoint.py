@@ -20,6 +20,8 @@ from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
 
 FORMAT = 1
+#: Behind the name of a matrix of 8 bits, that of its rows' scales.
+SCALE = "@scale"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def load(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: not a checkpoint of this version of onebest (format {FORMAT}).")
     try:
         position = from_dict(Position, content.pop("position"), "position")
-        return Checkpoint(**content, position=position)
+        average = _restored(content.pop("average"))
+        return Checkpoint(**content, average=average, position=position)
     except (KeyError, TypeError, ConfigError) as error:
         raise ModelError(f"{path}: not a whole checkpoint ({error}).") from error
 
@@ -141,6 +144,32 @@ def save_half(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint's averaged model alone, in half precision: enough to export it."""
     half = {name: value.half() for name, value in checkpoint.average.items()}
     save(replace(model_alone(checkpoint), average=half), path)
+
+
+def save_int8(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint's averaged model alone: matrices in 8 bits with a scale a row, the rest in half.
+
+    A weight is off by at most 1/254 of the largest of its row, as in a model exported in int8: enough to
+    export such a one and to train on. ``load`` gives matrices of floats again.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, value in checkpoint.average.items():
+        if value.ndim < 2 or not value.is_floating_point():
+            kept[name] = value.half() if value.is_floating_point() else value
+            continue
+        largest = value.float().abs().amax(tuple(range(1, value.ndim)), keepdim=True)
+        scale = (largest / 127).clamp_min(1e-12)
+        kept |= {name: (value.float() / scale).round().to(torch.int8), name + SCALE: scale}
+    save(replace(model_alone(checkpoint), average=kept), path)
+
+
+def _restored(average: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as they were before ``save_int8``, but for its rounding."""
+    return {
+        name: value.float() * average[name + SCALE] if name + SCALE in average else value
+        for name, value in average.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def average_models(paths: Sequence[Path]) -> Checkpoint:
