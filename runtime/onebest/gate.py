@@ -14,6 +14,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from onebest.errors import ConfigError
+
 #: The loudest log-mel bin that white noise of full scale (an RMS of 1) gives, but for rare frames.
 _FULL_SCALE = 9.5
 #: Feature frames of silence that the encoder sees at each end, at least.
@@ -28,9 +30,14 @@ class VoiceGate:
             full scale.
         memory_frames: feature frames that the encoder remembers.
         unit_frames: what is left out is a multiple of this.
+
+    Raises:
+        ConfigError: the level is not a number.
     """
 
     def __init__(self, silence_dbfs: float, memory_frames: int, unit_frames: int):
+        if math.isnan(silence_dbfs):
+            raise ConfigError(f"silence_dbfs is {silence_dbfs}. Give a level in decibels, -70 for example.")
         self._level = _FULL_SCALE + silence_dbfs * math.log(10) / 10
         self._hold_frames = max(memory_frames, SHORTEST_HOLD_FRAMES)
         self._unit_frames = unit_frames

@@ -10,6 +10,7 @@ Axis legend: S samples, F feature frames (10 ms).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,7 +73,7 @@ class Recognizer:
             makes fewer errors in more time. Results only grow in either, and come as early.
 
     Raises:
-        ConfigError: a beam below 1.
+        ConfigError: threads or a beam below 1, or a penalty or margin that is no finite number.
         ModelError: the model is missing or damaged, or cannot run with this chunk length or left context.
     """
 
@@ -87,8 +88,7 @@ class Recognizer:
         start_margin: float | None = None,
         beam: int = 1,
     ):
-        if beam < 1:
-            raise ConfigError(f"A beam of {beam} was asked for. Choose 1 for greedy search, or more.")
+        _check_options(threads, beam, blank_penalty, start_margin)
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
         bundle = model if isinstance(model, Bundle) else load_bundle(model or DEFAULT_MODEL, threads)
@@ -128,7 +128,8 @@ class Recognizer:
 
         Raises:
             AudioError: no recogniser could use such a rate.
-            ConfigError: a hotword that this model cannot write, or a rule whose seconds are no number.
+            ConfigError: a hotword that this model cannot write, a rule whose seconds are no number, or a
+                silence whose level is none.
         """
         rules = DEFAULT_RULES if endpoints is True else endpoints or ()
         endpointer = Endpointer([rules] if isinstance(rules, EndpointRule) else rules) if rules else None
@@ -489,6 +490,16 @@ class Stream:
         if self._ended and not self.ready:
             self._transcript.close(self._encoder_frames)
             self._finished = True
+
+
+def _check_options(threads: int, beam: int, blank_penalty: float, start_margin: float | None) -> None:
+    if threads < 1:
+        raise ConfigError(f"{threads} threads were asked for. Choose 1 or more.")
+    if beam < 1:
+        raise ConfigError(f"A beam of {beam} was asked for. Choose 1 for greedy search, or more.")
+    for name, nats in (("blank penalty", blank_penalty), ("start margin", start_margin or 0.0)):
+        if not math.isfinite(nats):
+            raise ConfigError(f"A {name} of {nats} was asked for. Choose a finite number.")
 
 
 def _cut(streams: Sequence[Stream], size: int) -> Iterator[Sequence[Stream]]:

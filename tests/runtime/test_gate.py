@@ -9,7 +9,7 @@ from kaldialign import edit_distance
 from tiny_model import make_audio
 
 import onebest.bundle
-from onebest import EndpointRule, Recognizer
+from onebest import ConfigError, EndpointRule, Recognizer
 from onebest.gate import SHORTEST_HOLD_FRAMES, VoiceGate
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -132,3 +132,8 @@ def test_a_longer_memory_waits_longer():
     assert not gate.is_shut
     gate.move(1, spoke=False)
     assert gate.is_shut
+
+
+def test_a_level_that_is_none_is_refused(recognizer):
+    with pytest.raises(ConfigError, match="silence_dbfs is nan"):
+        recognizer.stream(silence_dbfs=float("nan"))

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CHUNK, make_audio, make_encoder, write_bundle
 
-from onebest import AudioError, ModelError, Recognizer, StreamError
+from onebest import AudioError, ConfigError, ModelError, Recognizer, StreamError
 from onebest.recognizer import TAIL_SAMPLES
 
 AUDIO = make_audio(2.0)
@@ -169,6 +170,21 @@ def test_a_loaded_bundle_serves_several_recognizers(recognizer):
 )
 def test_an_impossible_latency_is_refused(tiny_folder, options, says):
     with pytest.raises(ModelError, match=says):
+        Recognizer(tiny_folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"threads": 0}, "0 threads were asked for"),
+        ({"threads": -1}, "Choose 1 or more"),
+        ({"blank_penalty": math.nan}, "A blank penalty of nan"),
+        ({"blank_penalty": math.inf}, "Choose a finite number"),
+        ({"start_margin": math.nan}, "A start margin of nan"),
+    ],
+)
+def test_numbers_that_say_nothing_are_refused(tiny_folder, options, says):
+    with pytest.raises(ConfigError, match=says):
         Recognizer(tiny_folder, **options)
 
 

@@ -150,6 +150,15 @@ def test_a_hotword_that_the_model_cannot_write(transcribe, file):
 
 
 @pytest.mark.parametrize(
+    "options", [["--threads", "0"], ["--blank-penalty", "nan"], ["--start-margin", "inf"]]
+)
+def test_numbers_that_say_nothing(transcribe, file, options):
+    status, lines, (error,) = transcribe(file, *options)
+    assert (status, lines) == (1, [])
+    assert "was asked for" in error or "were asked for" in error
+
+
+@pytest.mark.parametrize(
     ("redirection", "status", "says"),
     [
         (">/dev/full", 1, "No space left"),

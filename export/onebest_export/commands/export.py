@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.report and not arguments.dev:
         raise ConfigError("--report measures on speech. Name some with --dev.")
+    _check_numbers(arguments)
     chunk, right = to_frames("--chunk-ms", arguments.chunk_ms), arguments.right_ms
     if right and to_frames("--right-ms", right) >= chunk:
         raise ConfigError(f"--right-ms is {right}. It must be less than --chunk-ms, {arguments.chunk_ms}.")
@@ -168,6 +170,17 @@ def to_frames(name: str, milliseconds: int) -> int:
             f"{name} is {milliseconds}. It must be a multiple of {FRAME_MS}, the length of an encoder frame."
         )
     return milliseconds // FRAME_MS
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    if not math.isfinite(arguments.blank_penalty):
+        raise ConfigError(f"--blank-penalty is {arguments.blank_penalty}. It must be a finite number.")
+    for option in ("start_margin", "wer_budget"):
+        if not 0 <= (number := getattr(arguments, option)) < math.inf:
+            name = "--" + option.replace("_", "-")
+            raise ConfigError(f"{name} is {number}. It must be a finite number of 0 or more.")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit is {arguments.limit}. It must be 1 or more.")
 
 
 def _notes(path: Path | None) -> dict[str, Any] | None:
