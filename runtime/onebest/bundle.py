@@ -157,6 +157,11 @@ class Bundle:
         return max(1, min(_CHUNKS_A_CALL, _FRAMES_A_CALL * SUBSAMPLING // self.sizes.chunk_frames))
 
     @property
+    def takes_part_of_a_chunk(self) -> bool:
+        """Whether the last window of a stream may be shorter than the others."""
+        return self.encoder.input_axis(0, 1) is None
+
+    @property
     def fewest_chunks_together(self) -> int:
         """Where fewer chunks of a stream wait they take a call each, several streams in one."""
         return 2 if self.streams is None else _FEWEST_CHUNKS_TOGETHER
@@ -280,7 +285,7 @@ def _read_sizes(encoder: Graph, decoder: Graph, joiner: Graph) -> Sizes:
     return Sizes(
         layout=read_layout(encoder),
         joiner_dim=joined,
-        decoder_dim=joiner.input_width(1) or joined,
+        decoder_dim=joiner.input_axis(1, -1) or joined,
         context_size=decoder.size("context_size"),
         vocab_size=decoder.size("vocab_size"),
     )

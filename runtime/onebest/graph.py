@@ -154,11 +154,11 @@ class Graph:
             )
         return tuple(map(int, parts))
 
-    def input_width(self, index: int) -> int | None:
-        """Return the last axis of an input, or None where the graph has no such input or leaves it open."""
-        shapes = [port.shape for port in self.session.get_inputs()]
-        last = shapes[index][-1] if index < len(shapes) and shapes[index] else None
-        return last if isinstance(last, int) else None
+    def input_axis(self, index: int, axis: int) -> int | None:
+        """Return an axis of an input, or None where the graph has no such axis or leaves it open."""
+        sizes = [port.shape for port in self.session.get_inputs()][index : index + 1]
+        size = sizes[0][axis] if sizes and -len(sizes[0]) <= axis < len(sizes[0]) else None
+        return size if isinstance(size, int) else None
 
     def check(self, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         """Compare inputs and outputs with what is expected, by position.

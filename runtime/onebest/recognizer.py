@@ -39,7 +39,8 @@ FloatArray = npt.NDArray[np.float32]
 DEFAULT_MODEL = Path(__file__).parent / "model"
 #: Digital silence after the last sample, so that a model which speaks a little late still says the last word.
 TAIL_SAMPLES = SAMPLE_RATE // 2
-#: Longer chunks are for use offline: the last one ends with the tail instead of being filled up with silence.
+#: Longer chunks are for use offline: the last one ends with the tail instead of being filled up with silence,
+#: where the graph leaves their length open.
 LONGEST_FILLED_CHUNK_FRAMES = 256
 #: A step takes so many streams.
 _STREAMS_A_STEP = 16
@@ -434,9 +435,10 @@ class Stream:
 
     def _silence_samples(self) -> int:
         """Return how many zeros complete the last window, the tail being part of it."""
-        sizes = self.recognizer.bundle.sizes
-        frames = -(-(self._front_end_samples + TAIL_SAMPLES) // FRAME_SHIFT_SAMPLES)
-        unit = sizes.chunk_frames if sizes.chunk_frames <= LONGEST_FILLED_CHUNK_FRAMES else SUBSAMPLING
+        bundle = self.recognizer.bundle
+        sizes, frames = bundle.sizes, -(-(self._front_end_samples + TAIL_SAMPLES) // FRAME_SHIFT_SAMPLES)
+        is_long = sizes.chunk_frames > LONGEST_FILLED_CHUNK_FRAMES
+        unit = SUBSAMPLING if is_long and bundle.takes_part_of_a_chunk else sizes.chunk_frames
         end = -(-frames // unit) * unit
         return (end + sizes.pad_frames) * FRAME_SHIFT_SAMPLES + _REACH_SAMPLES - self._front_end_samples
 

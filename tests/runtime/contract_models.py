@@ -103,7 +103,7 @@ def make_zipformer2(**changed: object) -> onnx.ModelProto:
         port("{}embed_states", "N", 128, 3, 19),
         port("{}processed_lens", "N", kind=TensorProto.INT64),
     ]
-    return _finish(build, 45, 8, states, metadata, [])
+    return _finish(build, int(metadata["T"]), int(metadata["decode_chunk_len"]) // 4, states, metadata, [])
 
 
 _STACK_KEYS = (

@@ -30,6 +30,16 @@ def run_sherpa(folder, samples, tmp_path):
 
 
 def test_same_tokens_and_times_as_sherpa_onnx(model, tmp_path):
+    compare_with_sherpa(model, tmp_path)
+
+
+@pytest.mark.parametrize("chunk", [8, 260])
+def test_a_short_and_a_long_chunk_of_fixed_length(tmp_path, chunk):
+    encoder = make_zipformer2(decode_chunk_len=chunk, T=chunk + 13)
+    compare_with_sherpa(write_contract_model(tmp_path / "model", encoder), tmp_path)
+
+
+def compare_with_sherpa(model, tmp_path):
     recognizer = Recognizer(model)
     sizes, audio = recognizer.bundle.sizes, AUDIOS[0]
     ours = recognizer.transcribe(audio)
