@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onebest.hotwords import ROOT, Hotwords
-from onebest.search import Emission, FloatArray, Network, SearchState
+from onebest.search import Emission, FloatArray, Network, SearchState, probability
 from onebest.vocabulary import BLANK
 
 #: Tokens that are less likely than this at a frame are not followed.
@@ -35,14 +35,16 @@ class _Hypothesis(NamedTuple):
         state: of the search behind them.
         score: log-probability of all alignments.
         best: of the best alignment alone.
-        log_probs: of the tokens at the frames that follow [T, V], to the end of the block.
-        likeliest: the largest at each of those [T], the blank's left aside.
+        logits: the model's at the frames that follow [T, V], to the end of the block.
+        log_probs: the search's of the tokens at those frames [T, V]: with what blank and hotwords change.
+        likeliest: the largest of these at each frame [T], the blank's left aside.
     """
 
     emissions: tuple[Emission, ...]
     state: SearchState
     score: float
     best: float
+    logits: FloatArray
     log_probs: FloatArray
     likeliest: FloatArray
 
@@ -51,17 +53,18 @@ class _Hypothesis(NamedTuple):
         return self._replace(
             score=self.score + gain,
             best=self.best + gain,
+            logits=self.logits[frames:],
             log_probs=self.log_probs[frames:],
             likeliest=self.likeliest[frames:],
         )
 
 
 class _Extension(NamedTuple):
-    """A hypothesis a frame later, the token that it has there, or the blank, and how likely that was."""
+    """A hypothesis a frame later, the token that it has there, or the blank, and that frame's logits [V]."""
 
     hypothesis: _Hypothesis
     token: int
-    log_prob: float
+    logits: FloatArray
 
     @property
     def text(self) -> tuple[int, ...]:
@@ -118,7 +121,7 @@ class BeamSearch:
     ) -> tuple[list[Emission], SearchState]:
         emissions: list[Emission] = []
         for chunk in range(0, len(frames), self._chunk_frames):
-            hypotheses = [_Hypothesis((), state, 0.0, 0.0, frames[:0], frames[:0, 0])]
+            hypotheses = [_Hypothesis((), state, 0.0, 0.0, frames[:0], frames[:0], frames[:0, 0])]
             end = min(chunk + self._chunk_frames, len(frames))
             for first in range(chunk, end, _BLOCK_FRAMES):
                 block = frames[first : min(first + _BLOCK_FRAMES, end)]
@@ -168,8 +171,7 @@ class BeamSearch:
         likely = np.flatnonzero(log_probs >= self._least)
         likely = likely[np.argsort(-log_probs[likely], kind="stable")[: self._beam + 1]]
         for token in dict.fromkeys((BLANK, *likely.tolist())):
-            log_prob = float(log_probs[token])
-            yield _Extension(hypothesis.after(log_prob, 1), token, log_prob)
+            yield _Extension(hypothesis.after(float(log_probs[token]), 1), token, hypothesis.logits[0])
 
     def _speak(
         self, extensions: Sequence[_Extension], hotwords: Hotwords | None, frame: int
@@ -180,9 +182,9 @@ class BeamSearch:
             return []
         predictions, spoken = self._network.predict(contexts), []
         for extension, context, prediction in zip(extensions, contexts, predictions, strict=True):
-            hypothesis, token, log_prob = extension
+            hypothesis, token, logits = extension
             node = hotwords.move(hypothesis.state.node, token) if hotwords else ROOT
-            emission = Emission(token, frame, math.exp(log_prob))
+            emission = Emission(token, frame, probability(logits, token))
             state = SearchState(context, prediction, node)
             spoken.append(hypothesis._replace(emissions=(*hypothesis.emissions, emission), state=state))
         return spoken
@@ -196,16 +198,17 @@ class BeamSearch:
         predictions = np.array([hypothesis.state.prediction for hypothesis in hypotheses])
         repeated = np.broadcast_to(frames, (len(hypotheses), *frames.shape)).reshape(-1, frames.shape[1])
         logits = self._network.join(repeated, predictions.repeat(len(frames), axis=0))
-        logits = logits.reshape(len(hypotheses), len(frames), -1).copy()
-        for hypothesis, rows in zip(hypotheses, logits, strict=True):
+        logits = logits.reshape(len(hypotheses), len(frames), -1)
+        scores = logits.copy()
+        for hypothesis, rows in zip(hypotheses, scores, strict=True):
             rows[:, BLANK] += self._start_margin * hypothesis.state.is_start - self._blank_penalty
             if hotwords:
                 rows += hotwords.bonus(hypothesis.state.node)
-        logits[:, :, self._silent] = -np.inf
-        logits -= logits.max(2, keepdims=True)
-        logits -= np.log(np.sum(np.exp(logits), 2, keepdims=True))
-        likeliest = logits[:, :, BLANK + 1 :].max(2)
+        scores[:, :, self._silent] = -np.inf
+        scores -= scores.max(2, keepdims=True)
+        scores -= np.log(np.sum(np.exp(scores), 2, keepdims=True))
+        parts = zip(hypotheses, logits, scores, scores[:, :, BLANK + 1 :].max(2), strict=True)
         return [
-            hypothesis._replace(log_probs=rows, likeliest=largest)
-            for hypothesis, rows, largest in zip(hypotheses, logits, likeliest, strict=True)
+            hypothesis._replace(logits=rows, log_probs=log_probs, likeliest=largest)
+            for hypothesis, rows, log_probs, largest in parts
         ]

@@ -65,6 +65,12 @@ class Emission(NamedTuple):
     confidence: float
 
 
+def probability(logits: FloatArray, token: int) -> float:
+    """Return the model's probability of a token, from its logits [V] as they are before any change."""
+    weights = np.exp(logits - logits.max())
+    return float(weights[token] / weights.sum())
+
+
 def start_state(network: Network, context_size: int) -> SearchState:
     """Return the state before the first frame: no token yet (-1), then a blank."""
     context = (-1,) * (context_size - 1) + (BLANK,)
@@ -85,8 +91,7 @@ class _Walk:
 
     def hear(self, token: int, skipped: int, logits: FloatArray) -> None:
         """Note a token behind some frames that were skipped; its prediction is still to come."""
-        confidence = float(1 / np.exp(logits - logits[token]).sum())
-        self.emissions.append(Emission(token, self.position + skipped, confidence))
+        self.emissions.append(Emission(token, self.position + skipped, probability(logits, token)))
         self.position += skipped + 1
         node = self.hotwords.move(self.state.node, token) if self.hotwords else ROOT
         self.state = SearchState((*self.state.context[1:], token), self.state.prediction, node)

@@ -30,6 +30,10 @@ def find(network, frames, *, beam, chunk_frames=100, speaks=SPEAKS, least=-math.
     return BeamSearch(network, beam, chunk_frames, speaks, least=least, **options)(frames, states)
 
 
+def confidences(emissions):
+    return [emission.confidence for emission in emissions]
+
+
 def brute_force(network, frames, penalty=0.0, margin=0.0):
     """Return the log-probability of each text, and the frames of its best alignment, from all alignments."""
     found = {}
@@ -71,12 +75,22 @@ def test_a_wide_beam_finds_the_likeliest_text(seed, bias, penalty, margin):
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10**6), length=st.integers(0, 40), bias=st.floats(-2, 4))
-def test_a_beam_of_one_is_greedy_search(seed, length, bias):
+@given(
+    seed=st.integers(0, 10**6),
+    length=st.integers(0, 40),
+    bias=st.floats(-2, 4),
+    options=st.fixed_dictionaries(
+        {name: st.sampled_from([0.0, 1.0]) for name in ("blank_penalty", "start_margin")}
+    ),
+)
+def test_a_beam_of_one_is_greedy_search(seed, length, bias, options):
     network, frames = RandomNetwork(seed, bias), make_frames(seed + 1, 2, length)
     states = [start_state(network, CONTEXT)] * 2
-    expected, after = search(network, frames, states, ALL_SPEAK)
-    found, ends = find(network, frames, beam=1, speaks=ALL_SPEAK)
+    expected, after = search(network, frames, states, ALL_SPEAK, **options)
+    found, ends = find(network, frames, beam=1, speaks=ALL_SPEAK, **options)
+    assert [confidences(each) for each in found] == [
+        pytest.approx(confidences(each), abs=1e-5) for each in expected
+    ]
     assert [pairs(each) for each in found] == [pairs(each) for each in expected]
     assert [end.context for end in ends] == [end.context for end in after]
 
@@ -119,7 +133,9 @@ def test_hotwords_decide_between_texts():
     states = [start_state(network, CONTEXT)]
     beam = BeamSearch(network, 4, 6, vocabulary.speaks)
     assert pairs(beam(frames, states)[0][0]) == [(1, 2)]
-    assert pairs(beam(frames, states, [Hotwords(vocabulary, ["ac"])])[0][0]) == [(2, 2)]
+    (expected,) = beam(frames, states, [Hotwords(vocabulary, ["ac"])])[0]
+    assert pairs(expected) == [(2, 2)]
+    assert expected[0].confidence == pytest.approx(1 / (1 + math.exp(0.5) + math.exp(-2.5)))
 
 
 @pytest.fixture(scope="module")
