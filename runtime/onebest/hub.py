@@ -91,10 +91,12 @@ def _file_names(card: Path) -> list[str]:
     """
     read_card(card.parent)
     files = json.loads(card.read_text("utf-8")).get("files")
-    names = [entry.get("file") for entry in files.values()] if isinstance(files, dict) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    entries = list(files.values()) if isinstance(files, dict) else []
+    names = [entry.get("file") for entry in entries if isinstance(entry, dict)]
+    plain = [name for name in names if isinstance(name, str) and Path(name).name == name]
+    if not plain or len(plain) < len(entries):
         raise ModelError(f"{card} lists no files that could be fetched. Name another model.")
-    return names
+    return plain
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -126,6 +126,7 @@ def test_what_its_card_does_not_describe_is_not_kept(hub, cache):
             '{"format": "onebest-bundle", "version": 1, "files": {"encoder": {"file": "../x"}}}',
             "lists no files",
         ),
+        ('{"format": "onebest-bundle", "version": 1, "files": {"encoder": "x"}}', "lists no files"),
     ],
 )
 def test_a_card_that_is_none(hub, cache, card, says):
