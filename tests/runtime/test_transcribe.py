@@ -12,6 +12,7 @@ import soundfile
 from tiny_model import make_audio
 
 from onebest.cli import main
+from onebest.formats import to_json, to_plain, to_srt, to_vtt
 from onebest.recognizer import DEFAULT_MODEL
 from onebest.subtitles import format_srt, format_vtt, make_cues
 from onebest.terminal import LiveLine, draw_bar
@@ -92,6 +93,22 @@ def test_one_file_goes_to_the_output(transcribe, recognizer, file, tmp_path):
     assert transcribe(file, "--output", target) == (0, [], [])
     assert target.read_text() == recognizer.transcribe(AUDIO).text + "\n"
     assert [path.name for path in target.parent.iterdir()] == ["text.txt"]
+
+
+def test_the_ending_of_the_output_is_its_format(transcribe, recognizer, file, tmp_path):
+    result = recognizer.transcribe(AUDIO)
+    for name, options, content in [
+        ("a.SRT", (), to_srt("", result)),
+        ("a.vtt", (), to_vtt("", result)),
+        ("a.json", (), to_json(str(file), result)),
+        ("a.text", (), to_plain("", result)),
+        ("b.srt", ("--format", "plain"), to_plain("", result)),
+    ]:
+        assert transcribe(file, *options, "--output", tmp_path / name) == (0, [], [])
+        assert (tmp_path / name).read_text() == content
+    (tmp_path / "folder.srt").mkdir()
+    assert transcribe(file, "--output", tmp_path / "folder.srt") == (0, [], [])
+    assert (tmp_path / "folder.srt" / "a.txt").read_text() == to_plain("", result)
 
 
 def test_several_files_go_to_a_folder(transcribe, file, tmp_path):

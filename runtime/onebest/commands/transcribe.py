@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        default="plain",
-        help="plain text, one JSON object a file, or subtitles (default: plain)",
+        help="plain text, one JSON object a file, or subtitles (default: what the ending of --output says, "
+        "else plain)",
     )
     parser.add_argument(
         "--json", action="store_const", const="json", dest="format", help="the same as --format json"
@@ -124,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Printed as plain text, each of several files is a line that starts with the file's name and a colon.
     """
+    arguments.format = arguments.format or _implied_format(arguments)
     outputs = _outputs(arguments)
     recognizer = Recognizer(arguments.model, threads=arguments.threads, **recognizer_options(arguments))
     format_result, _ = FORMATS[arguments.format]
@@ -143,6 +144,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _write_whole(output, content)
     return status
+
+
+def _implied_format(arguments: argparse.Namespace) -> str:
+    """Return the format that the ending of the one file to write belongs to, else plain."""
+    files, output = arguments.files, arguments.output
+    is_file = output is not None and len(files) == 1 and not output.is_dir()
+    ending = output.suffix.lower() if is_file else ""
+    return next((name for name, (_, own) in FORMATS.items() if own == ending), "plain")
 
 
 def _outputs(arguments: argparse.Namespace) -> list[Path | None]:
