@@ -84,6 +84,13 @@ def check_pip(words):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=read_name)
+def test_what_makes_an_environment_uses_it(document):
+    """Systems refuse packages outside of one, and a new one is not on the path."""
+    made = [block for block in blocks(document, "sh") if "-m venv " in block]
+    assert [block for block in made if re.search(r"(?<!venv/bin/)\b(pip|onebest) ", block)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=read_name)
 def test_links_lead_to_files(document):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text("utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []
