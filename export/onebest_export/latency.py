@@ -8,9 +8,11 @@ from pathlib import Path
 
 import onnx
 
-from onebest.bundle import ENCODER_FRAME_MS, load_bundle
+from onebest.bundle import ENCODER_FRAME_MS, FRAME_MS, Sizes, load_bundle
 from onebest.card import find_files, read_card, write_card
 from onebest.errors import ModelError
+from onebest.frontend import SAMPLE_RATE
+from onebest.recognizer import TAIL_SAMPLES
 from onebest_export.streams import share_weights
 from onebest_training.encoder import SUBSAMPLING
 
@@ -31,8 +33,17 @@ def latency_metadata(step_frames: int, left_frames: int, pad_frames: int) -> dic
     }
 
 
-def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: int | None = None) -> None:
-    """Copy a bundle; what differs is the latency that its metadata and its card name.
+def trailing_silence_ms(sizes: Sizes) -> int:
+    """Return the silence that sherpa-onnx's callers have to add, which drops a window that is not full.
+
+    It waits for a frame more than a window has. Behind it the model may still say the last word, as in
+    onebest.
+    """
+    return (sizes.window_frames + 1) * FRAME_MS + TAIL_SAMPLES * 1000 // SAMPLE_RATE
+
+
+def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: int | None = None) -> Sizes:
+    """Copy a bundle; what differs is the latency that its metadata and its card name. Return its sizes.
 
     Args:
         source: the bundle's folder, or OWNER/NAME of a fetched one.
@@ -70,8 +81,9 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
             sizes = {"chunk_frames": chunk_frames, "left_frames": left}
             card["architecture"] = {**card.get("architecture", {}), **sizes}
             write_card(work, card, written)
-        load_bundle(work)
+        copied = load_bundle(work).sizes
         work.rename(target)
+    return copied
 
 
 def _write_metadata(source: Path, target: Path, changed: dict[str, str]) -> None:

@@ -1,15 +1,21 @@
 """A copy of a bundle at another latency: the same numbers, other metadata; sherpa-onnx runs it as we do."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import onnx
 import pytest
-from test_sherpa import CLIPS, check_same_tokens, copy_bundle
+from test_sherpa import CLIPS, check_same_tokens, copy_bundle, decode_in_sherpa
 
 from onebest import Recognizer
+from onebest.audio import read_blocks
 from onebest.bundle import load_bundle
 from onebest.cli import main
+from onebest.recognizer import DEFAULT_MODEL
+
+CLIP = next(clip for clip in CLIPS if clip.stem == "librispeech-2412-153954-0000")
 
 
 def test_only_the_latency_differs(int8_bundle, tmp_path, capsys):
@@ -39,6 +45,18 @@ def test_sherpa_gives_our_tokens_at_that_latency(int8_bundle, tmp_path, chunk_ms
     check_same_tokens(expected, copy_bundle(target, tmp_path / "model"), CLIPS[0], ours.bundle.sizes)
     own = Recognizer(int8_bundle).transcribe(CLIPS[0])
     assert expected.tokens != own.tokens
+
+
+def test_the_silence_that_it_names_keeps_the_last_word(tmp_path, capsys):
+    """The speech ends in a word whose end lies in a window that 1.2 s of silence do not fill."""
+    target = tmp_path / "copy"
+    assert main(["copy-latency", str(DEFAULT_MODEL), str(target), "--chunk-ms", "1280"]) == 0
+    seconds = float(re.search(r"add (\S+) s of silence", capsys.readouterr().out)[1])
+    speech = np.concatenate(list(read_blocks(CLIP)))[:145000]
+    heard = np.concatenate([speech, np.zeros(round(seconds * 16000), np.float32)])
+    expected = Recognizer(target, start_margin=0).transcribe(speech)
+    theirs = decode_in_sherpa(copy_bundle(target, tmp_path / "model"), heard)
+    assert theirs["tokens"] == [token.token for token in expected.tokens]
 
 
 def test_a_fetched_model(int8_bundle, tmp_path, monkeypatch):

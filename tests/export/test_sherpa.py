@@ -45,6 +45,11 @@ def run_sherpa(work, clip, sizes):
     chunks = -(-(len(audio) + 8000) // (sizes.chunk_frames * 160))
     samples = np.zeros((chunks * sizes.chunk_frames + sizes.pad_frames + 1) * 160 + 120, np.float32)
     samples[: len(audio)] = audio
+    return decode_in_sherpa(work, samples)
+
+
+def decode_in_sherpa(work, samples):
+    """Return what sherpa-onnx finds in samples, all that it gets."""
     np.save(work / "samples.npy", samples)
     command = [sys.executable, TESTS / "runtime" / "run_sherpa.py", work, work / "samples.npy"]
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -19,12 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy the bundle."""
-    from onebest_export.latency import copy_at_latency
+    from onebest_export.latency import copy_at_latency, trailing_silence_ms
 
     chunk_frames = to_frames("--chunk-ms", arguments.chunk_ms)
     left_frames = None if arguments.left_ms is None else to_frames("--left-ms", arguments.left_ms)
-    copy_at_latency(arguments.bundle, arguments.copy, chunk_frames, left_frames)
-    print(f"{arguments.copy}: {arguments.chunk_ms} ms a chunk")
+    sizes = copy_at_latency(arguments.bundle, arguments.copy, chunk_frames, left_frames)
+    silence = trailing_silence_ms(sizes) / 1000
+    print(
+        f"{arguments.copy}: {arguments.chunk_ms} ms a chunk; "
+        f"other programs have to add {silence:.2f} s of silence after the last word"
+    )
     return 0
 
 
