@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from onebest.bundle import load_bundle
-from onebest.card import FORMAT, VERSION, write_card
+from onebest.card import FORMAT, VERSION, check_new, write_card
 from onebest.errors import ModelError
 from onebest.frontend import SPEC
 from onebest_export import verify
@@ -118,8 +118,7 @@ def write_bundle(
         ModelError: the folder exists, the vocabulary is another model's, or the graphs differ from torch;
             nothing is written then.
     """
-    if folder.exists():
-        raise ModelError(f"{folder} exists already. Name another folder, or remove it first.")
+    check_new(folder)
     if len(tokens) != model.config.vocabulary_size:
         raise ModelError(
             f"the vocabulary has {len(tokens)} tokens, the model {model.config.vocabulary_size}; nothing was "

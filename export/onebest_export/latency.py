@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from onebest.bundle import ENCODER_FRAME_MS, FRAME_MS, Sizes, load_bundle
-from onebest.card import find_files, read_card, write_card
+from onebest.card import check_new, find_files, read_card, write_card
 from onebest.errors import ModelError
 from onebest.frontend import SAMPLE_RATE
 from onebest.recognizer import TAIL_SAMPLES
@@ -55,8 +55,7 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
         ModelError: the target exists, the source is no bundle, or its graph has the latency fixed; nothing is
             written then.
     """
-    if target.exists():
-        raise ModelError(f"{target} exists already. Name another folder, or remove it first.")
+    check_new(target)
     bundle = load_bundle(source).at_latency(chunk_frames * ENCODER_FRAME_MS, left_frames)
     if (left := bundle.sizes.left_context) is None:
         raise ModelError(

@@ -99,6 +99,16 @@ def read_number(card: dict[str, Any], *names: str) -> float:
     return float(found)
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder to write a bundle to that is there.
+
+    Raises:
+        ModelError: it exists.
+    """
+    if folder.exists():
+        raise ModelError(f"{folder} exists already. Name another folder, or remove it first.")
+
+
 def write_card(folder: Path, card: dict[str, Any], files: dict[str, Path]) -> None:
     """Write a folder's ``card.json``, the hashes of its files in it.
 

@@ -88,11 +88,13 @@ def test_wrong_options_are_one_line(tiny, tmp_path, monkeypatch, capsys, options
     assert not Path("model").exists()
 
 
-def test_missing_checkpoint_is_one_line(tmp_path, capsys):
-    assert main(["export", str(tmp_path / "none.pt"), str(tmp_path / "model")]) == 1
+def test_missing_checkpoint_is_one_line_before_speech_is_read(tmp_path, capsys):
+    options = ["--dev", str(tmp_path / "none.jsonl.gz")]
+    assert main(["export", str(tmp_path / "none.pt"), str(tmp_path / "model"), *options]) == 1
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-def test_existing_folder_is_one_line(tiny, tmp_path, capsys):
-    assert main(["export", str(tiny.path), str(tmp_path)]) == 1
+def test_existing_folder_is_one_line_before_speech_is_read(tiny, tmp_path, capsys):
+    options = ["--dev", str(tmp_path / "none.jsonl.gz")]
+    assert main(["export", str(tiny.path), str(tmp_path), *options]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onebest.card import check_new
 from onebest.cli import Command
 from onebest.errors import ConfigError, DataError
 
@@ -122,16 +123,17 @@ def run(arguments: argparse.Namespace) -> int:
         wer_budget=arguments.wer_budget,
         report=arguments.report,
     )
-    speech = Speech(
-        _features(arguments.check_audio, chunk) if arguments.check_audio else None,
-        _utterances(arguments.dev, arguments.limit) if arguments.dev else (),
-    )
+    check_new(arguments.bundle)
     model, tokens, checkpoint = load_model(arguments.checkpoint)
     if arguments.language_model:
         language_model = load_language_model(arguments.language_model, tokens)
         weights = FusionWeights(arguments.language_model_weight, arguments.internal_weight)
         model = with_language_model(model, language_model, weights)
         options = replace(options, language_model=describe(language_model, weights))
+    speech = Speech(
+        _features(arguments.check_audio, chunk) if arguments.check_audio else None,
+        _utterances(arguments.dev, arguments.limit) if arguments.dev else (),
+    )
     difference, choice = write_bundle(model, tokens, checkpoint, arguments.bundle, options, speech)
     size = sum(path.stat().st_size for path in arguments.bundle.iterdir()) / 1e6
     print(
