@@ -93,6 +93,16 @@ def decode():
     return "|".join("".join(token.token for token in stream.result.tokens) for stream in streams)
 """
 
+#: Ours without what sherpa-onnx has not: a margin for the first token, and pauses that begin anew.
+PLAIN = """
+from dataclasses import replace
+card = recognizer.bundle.card
+architecture = {**card.get("architecture", {}), "pause_ms": 0, "start_margin": 0.0}
+bundle = replace(recognizer.bundle, card={**card, "architecture": architecture})
+recognizer = Recognizer(bundle, threads=int(threads))
+print(decode())
+"""
+
 REPEAT = """
 text = decode()
 print(text, flush=True)

@@ -57,7 +57,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         return {}
     try:
         card = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is no JSON ({error}). Fetch or export the model again.") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ModelError(f'{path}: expected an object of "format" "{FORMAT}". Export the model again.')

@@ -104,6 +104,7 @@ def test_a_graph_of_operators_to_come(tiny_copy):
     ("content", "says"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", 'expected an object of "format"'),
         ('{"format": "other"}', 'expected an object of "format"'),
         ('{"format": "onebest-bundle", "version": 2}', "bundle version 2"),

@@ -94,3 +94,9 @@ def test_every_error_is_ours_and_a_builtin_one():
         error = getattr(onebest, name)
         assert issubclass(error, onebest.OnebestError)
         assert issubclass(error, (ValueError, RuntimeError))
+
+
+def test_python_runs_the_command_by_the_package_s_name():
+    done = subprocess.run([sys.executable, "-m", "onebest", "inspect"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "onebest-en" in done.stdout
