@@ -223,6 +223,36 @@ def test_sources_without_model_are_named(tmp_path: Path) -> None:
         open_encoder(f"ctranslate2:{tmp_path}")
 
 
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+
+
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_weights_of_transformers_that_are_not_whole_are_refused(family: str, tmp_path: Path) -> None:
+    layers, width = "num_hidden_layers", "hidden_size"
+    if family == "whisper":
+        layers, width = "encoder_layers", "d_model"
+        save_whisper(tmp_path)
+    else:
+        save_self_supervised(family, tmp_path)
+    name = f"{family}:{tmp_path}".replace("wav2vec2", "transformers")
+    change_config(tmp_path, **{layers: 3})
+    with pytest.raises(ModelError, match=r"lacks encoder\.layers\.2"):
+        open_encoder(name)
+    change_config(tmp_path, **{layers: 2, width: 128})
+    with pytest.raises(ModelError, match="no model of transformers that can be read"):
+        open_encoder(name)
+    cut_short(tmp_path)
+    with pytest.raises(ModelError, match="no model of transformers that can be read"):
+        open_encoder(name)
+
+
 def test_frames_are_stacked_to_forty_milliseconds() -> None:
     frames = torch.arange(10.0).reshape(1, 5, 2)
     assert stack_frames(frames, 50).tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 8, 9]]]

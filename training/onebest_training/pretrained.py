@@ -24,7 +24,7 @@ from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FloatArray
 from onebest_training.config import BlockConfig, EncoderConfig
 from onebest_training.encoder import FRAMES_PER_SECOND, Block, nothing_before, sinusoids, stack_frames
 from onebest_training.speech import needs_extra
-from onebest_training.whisper import heads_of, read_whisper, whisper_features
+from onebest_training.whisper import heads_of, load_whole, read_whisper, whisper_features
 
 GROUP = "onebest.encoders"
 #: An encoder may lose so many frames at the ends of an utterance.
@@ -340,14 +340,14 @@ def open_transformers(source: str) -> PretrainedEncoder:
     """
     with needs_extra("teacher"):
         from transformers import AutoFeatureExtractor, AutoModel
+    model = load_whole(AutoModel, source, needed="(?!masked_spec_embed)")
+    if model.config.model_type not in ("wav2vec2", "hubert", "wavlm"):
+        raise ModelError(f"{source}: a {model.config.model_type}. Expected wav2vec2, hubert or wavlm.")
     try:
-        model = AutoModel.from_pretrained(source)
         extractor: Any = AutoFeatureExtractor
         normalize = extractor.from_pretrained(source).do_normalize
     except (OSError, ValueError) as error:
-        raise ModelError(f"{source}: no model of transformers with its preprocessor ({error}).") from error
-    if model.config.model_type not in ("wav2vec2", "hubert", "wavlm"):
-        raise ModelError(f"{source}: a {model.config.model_type}. Expected wav2vec2, hubert or wavlm.")
+        raise ModelError(f"{source}: no preprocessor of transformers ({error}).") from error
     # Its masks come from numpy's global state, which no run can go on from; a stage's own do not.
     model.config.apply_spec_augment = False
     return TransformersEncoder(model, normalize)

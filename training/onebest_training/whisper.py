@@ -19,7 +19,7 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -138,6 +138,27 @@ def read_whisper(paths: list[Path]) -> dict[str, Tensor]:
     return read_transformers(folder)
 
 
+def load_whole(kind: Any, source: str, needed: str) -> Any:
+    """Return a model of transformers, which by itself draws at random what a checkpoint lacks.
+
+    Args:
+        kind: its class.
+        source: folder, or name on a hub.
+        needed: pattern for the beginning of the names of weights that must be there.
+
+    Raises:
+        ModelError: there is none, it is damaged, or lacks a weight.
+    """
+    try:
+        model, found = kind.from_pretrained(source, output_loading_info=True)
+    except Exception as error:  # whatever transformers and safetensors make of a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source}: no model of transformers that can be read ({reason}).") from error
+    if missing := sorted(name for name in found["missing_keys"] if re.match(needed, name)):
+        raise ModelError(f"{source} lacks {missing[0]}, which its config.json promises. Get it anew.")
+    return model
+
+
 def read_transformers(folder: Path) -> dict[str, Tensor]:
     """Read the encoder of a transformers checkpoint of Whisper under the names of ``Encoder``.
 
@@ -148,11 +169,11 @@ def read_transformers(folder: Path) -> dict[str, Tensor]:
     with needs_extra("teacher"):
         from transformers import WhisperModel
     try:
-        if json.loads((folder / "config.json").read_text("utf-8")).get("model_type") != "whisper":
+        if json.loads((folder / "config.json").read_text("utf-8"))["model_type"] != "whisper":
             raise ValueError("its config.json names another kind of model")
-        model = WhisperModel.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: no Whisper checkpoint of transformers ({error}).") from error
+    model = load_whole(WhisperModel, str(folder), needed=r"encoder\.")
     _check_heads(model.config.encoder_attention_heads, model.config.d_model)
     theirs = model.encoder.state_dict()
     names = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "feed_forward_norm"}
