@@ -201,8 +201,9 @@ def test_devices_that_are_not_there_are_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch finds no CUDA device"):
         Trainer(config, tmp_path, "cuda")
-    with pytest.raises(ConfigError, match="expected cpu, cuda or cuda:N"):
-        Trainer(config, tmp_path, "abacus")
+    for name in ("abacus", "meta", "mps"):
+        with pytest.raises(ConfigError, match=f"'{name}': expected cpu, cuda or cuda:N"):
+            Trainer(config, tmp_path, name)
 
 
 def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

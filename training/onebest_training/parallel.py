@@ -106,8 +106,11 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r}: expected cpu, cuda or cuda:N.") from error
+        known = device.type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ConfigError(f"device {name!r}: expected cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: torch finds no CUDA device here. Use --device cpu.")
     return device
