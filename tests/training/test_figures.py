@@ -164,6 +164,15 @@ def test_delays_come_from_runs_and_from_tables(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run, 640 ms", "kd"]
 
 
+def test_a_corpus_may_have_a_slash_in_its_name(tmp_path: Path) -> None:
+    measured = {f"emission_delay_{part}_ms/a/dev/16": 80.0 for part in ("p50", "p90")}
+    run = write_log(tmp_path / "run", [{"step": 1, "wer/a/dev/16": 30.0, **measured}])
+    assert read_delays([run], ["a/dev"]) == [DelayPoint("run, 640 ms", "a/dev", 30.0, 80.0, 80.0)]
+    legend = draw_curves([run]).axes[1].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a/dev, chunks of 640 ms"]
+
+
 def test_sources_without_delays_are_refused(tmp_path: Path) -> None:
     run = write_log(tmp_path / "run", [{"step": 1, "wer/a/16": 40.0}])
     with pytest.raises(DataError, match="no error rate with an emission delay"):

@@ -16,7 +16,7 @@ from onebest_training.features import FeatureStore
 from onebest_training.figures import DelayPoint, LatticeView, short_names
 from onebest_training.lattice import occupancies, viterbi
 from onebest_training.references import LatticeNodes, references_of
-from onebest_training.runlog import read_rows
+from onebest_training.runlog import corpus_and_chunk, read_rows
 from onebest_training.speech import cut_text
 from onebest_training.targets import BLANK, TargetStore, TeacherPath
 
@@ -104,9 +104,9 @@ def _points_of_run(name: str, run: Path) -> list[DelayPoint]:
         last.update(row)
     points = []
     for key in (key for key in last if key.startswith("wer/")):
-        _, corpus, chunk = key.split("/")
+        corpus, chunk = corpus_and_chunk(key)
         delays = [last.get(f"emission_delay_{part}_ms/{corpus}/{chunk}") for part in ("p50", "p90")]
-        latency = f"{40 * int(chunk)} ms" if int(chunk) else "offline"
+        latency = f"{40 * chunk} ms" if chunk else "offline"
         if delays[0] is not None and delays[1] is not None:
             points.append(DelayPoint(f"{name}, {latency}", corpus, last[key], delays[0], delays[1]))
     return points

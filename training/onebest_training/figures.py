@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from onebest_training.runlog import Row, read_rows
+from onebest_training.runlog import Row, corpus_and_chunk, read_rows
 
 FRAME_SECONDS = 0.04
 #: More labels than this are not named on the axis.
@@ -136,8 +136,8 @@ def _plot(axes: Axes, rows: Sequence[Row], key: str, colour: str, style: str = "
 def _legend_of_measures(axes: Axes, measured: Sequence[str]) -> None:
     handles = []
     for number, key in enumerate(measured):
-        _, corpus, chunk = key.split("/")
-        latency = f"chunks of {40 * int(chunk)} ms" if int(chunk) else "full context"
+        corpus, chunk = corpus_and_chunk(key)
+        latency = f"chunks of {40 * chunk} ms" if chunk else "full context"
         style, marker = STYLES[number % len(STYLES)], MARKERS[number % len(MARKERS)]
         line = Line2D([], [], color="0.3", marker=marker, markersize=4)
         line.set(linestyle=style, label=f"{corpus}, {latency}")

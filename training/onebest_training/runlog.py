@@ -35,6 +35,12 @@ def read_rows(run: Path) -> list[Row]:
     return rows
 
 
+def corpus_and_chunk(key: str) -> tuple[str, int]:
+    """Return the corpus and the frames a chunk of a measure's name, "wer/CORPUS/CHUNK"."""
+    corpus, _, chunk = key.partition("/")[2].rpartition("/")
+    return corpus, int(chunk)
+
+
 class RunLog:
     """``log.jsonl`` and TensorBoard's files in a run's folder.
 
