@@ -221,6 +221,9 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
         (["--threads", "-1"], "threads of 0 or more, not -1"),
         (["--ray-actors", "-1"], "actors of 0 or more"),
         (["--device", "tpu"], "device 'tpu': expected cpu, cuda or cuda:N"),
+        (["--shard-seconds", "nan"], "seconds above 0"),
+        (["--batch-seconds", "nan"], "seconds above 0"),
+        (["--language-model-weight", "inf"], "a language_model_weight of 0 or more"),
     ],
 )
 def test_impossible_options_are_refused(
@@ -233,6 +236,16 @@ def test_impossible_options_are_refused(
     assert main([*command(production, tmp_path / "store"), *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_teacher_that_gives_no_numbers_is_refused_at_the_first_cut(
+    production: Production, tmp_path: Path
+) -> None:
+    teacher = torch.load(production.teacher, weights_only=True)
+    teacher["average"]["joiner.out.bias"][3] = float("nan")
+    torch.save(teacher, tmp_path / "teacher.pt")
+    with pytest.raises(DataError, match=r"cut train-\d+: a log-probability is not a number"):
+        produce(replace(production, teacher=tmp_path / "teacher.pt"), tmp_path / "store")
 
 
 def test_samples_that_are_no_numbers_are_left_out(

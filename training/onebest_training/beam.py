@@ -34,7 +34,7 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         require(self.beam > 0, "a beam above 0")
-        require(self.language_model_weight >= 0, "a language_model_weight of 0 or more")
+        require(0 <= self.language_model_weight < math.inf, "a language_model_weight of 0 or more")
 
 
 class Hypothesis(NamedTuple):

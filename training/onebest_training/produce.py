@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from onebest.cuts import Cut, read_cuts
 from onebest.errors import DataError
 from onebest.frontend import FloatArray
@@ -69,7 +71,8 @@ class Production:
 
     def __post_init__(self) -> None:
         require(self.labels in LABELS, f"labels to be one of {', '.join(LABELS)}, not {self.labels!r}")
-        require(min(self.max_seconds, self.shard_seconds, self.batch_seconds) > 0, "seconds above 0")
+        seconds = self.max_seconds, self.shard_seconds, self.batch_seconds
+        require(all(number > 0 for number in seconds), "seconds above 0")
 
     def open_teacher(self) -> Teacher:
         """Read the teacher, ready for use."""
@@ -194,12 +197,18 @@ class ShardMaker:
             ):
                 labels[row] = [one for one in searched if one]
         return {
-            cut.id: sorted(
-                (self.teacher.path(projected[row, : lengths[row]], one) for one in labels[row]),
-                key=lambda path: -path.score,
-            )
+            cut.id: self._ordered_paths(cut, projected[row, : lengths[row]], labels[row])
             for row, (cut, _) in enumerate(batch)
         }
+
+    def _ordered_paths(
+        self, cut: Cut, projected: Tensor, hypotheses: list[tuple[int, ...]]
+    ) -> list[TeacherPath]:
+        try:
+            paths = [self.teacher.path(projected, labels) for labels in hypotheses]
+        except DataError as error:
+            raise DataError(f"cut {cut.id}: {error}") from error
+        return sorted(paths, key=lambda path: -path.score)
 
 
 class _RemoteMaker(ShardMaker):
