@@ -199,3 +199,11 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     assert main(["evaluate-checkpoint", str(checkpoint), str(corpus.dev), *options]) == 1
     assert f"expected {message}" in capsys.readouterr().err
+
+
+def test_a_place_for_the_rows_is_sought_before_anything_is_measured(
+    corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate-checkpoint", str(tmp_path / "a.pt"), str(corpus.dev), "--json"]
+    assert main([*words, str(tmp_path / "none" / "rows.json")]) == 1
+    assert "none: no such folder" in capsys.readouterr().err

@@ -119,6 +119,14 @@ def test_a_recording_shorter_than_its_cut_is_named(tmp_path: Path) -> None:
         make_store([cut], tmp_path / "store", SampleAugmentation())
 
 
+def test_a_full_disk_is_named(corpus: ToneCorpus, tmp_path: Path) -> None:
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "features.f16").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"store: cannot be written \(No space left on device\). Make room"):
+        make_store(list(read_cuts(corpus.manifest))[:2], tmp_path / "store", SampleAugmentation())
+    assert not (tmp_path / "store").exists()
+
+
 def test_no_cuts_make_no_store(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no cut to make features of"):
         make_store([], tmp_path / "store", SampleAugmentation())

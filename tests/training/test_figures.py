@@ -223,3 +223,9 @@ def test_the_command_wants_whole_frames(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["figure", "lattice", "a", "b", "c", "--chunk-ms", "50", "--output", str(tmp_path / "x.png")]
     assert main(words) == 1
     assert "expected a multiple of 40" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_log(tmp_path / "run", [{"step": 1, "loss": 2.0}])
+    assert main(["figure", "curves", str(run), "--output", "/dev/full"]) == 1
+    assert "/dev/full: cannot be written" in capsys.readouterr().err

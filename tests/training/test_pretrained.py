@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -265,12 +266,12 @@ class Own:
 
     width, digest = 2, "own"
 
-    def __init__(self, rate: int = 100, frames_too_few: int = 0):
-        self.rate, self._too_few = rate, frames_too_few
+    def __init__(self, rate: int = 100, frames_too_few: int = 0, scale: float = 1.0):
+        self.rate, self._too_few, self._scale = rate, frames_too_few, scale
 
     def embed(self, samples: Tensor, lengths: Tensor) -> Tensor:
         step = 16000 // self.rate
-        level = samples.unfold(1, step, step).abs().mean(2)[:, self._too_few :]
+        level = self._scale * samples.unfold(1, step, step).abs().mean(2)[:, self._too_few :]
         return torch.stack((level, level), 2)
 
 
@@ -316,6 +317,16 @@ def test_an_encoder_whose_frames_do_not_fit_is_refused(
         make_store(cuts, tmp_path / "store", SampleAugmentation(), front_end="own:x")
     bring(Own(frames_too_few=5))
     with pytest.raises(DataError, match=rf"cut {cuts[0].id}: the encoder made .* Expected about"):
+        make_store(cuts, tmp_path / "store", SampleAugmentation(), front_end="own:x")
+
+
+@pytest.mark.parametrize("scale", [1e9, math.nan])
+def test_frames_that_a_store_cannot_hold_are_refused(
+    scale: float, bring: Callable[[PretrainedEncoder], None], corpus: ToneCorpus, tmp_path: Path
+) -> None:
+    bring(Own(scale=scale))
+    cuts = list(read_cuts(corpus.manifest))[:1]
+    with pytest.raises(DataError, match=r"cut train-000: a frame .* is not finite in half precision"):
         make_store(cuts, tmp_path / "store", SampleAugmentation(), front_end="own:x")
 
 

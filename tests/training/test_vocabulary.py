@@ -67,6 +67,15 @@ def test_the_command_reads_texts_plain_and_compressed(tmp_path: Path) -> None:
     assert all(tokens.decode(tokens.encode(text)) == text for text in TEXTS)
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    words = ["vocabulary", str(tmp_path / "a.txt"), "--size", "30", "--output"]
+    assert main([*words, "/dev/full"]) == 1
+    assert "/dev/full: cannot be written" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "none" / "bpe.model")]) == 1
+    assert "none: no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -35,7 +35,7 @@ from onebest.frontend import NUM_BINS, SAMPLE_RATE, SILENCE, SPEC, FloatArray, c
 from onebest_training.config import EncoderConfig
 from onebest_training.encoder import FRAMES_PER_SECOND, PAD_FRAMES, SUBSAMPLING
 from onebest_training.pretrained import PretrainedEncoder, embed_stacked, open_encoder
-from onebest_training.speech import in_order
+from onebest_training.speech import BEGUN_ANEW, in_order, writing
 
 FeatureArray = npt.NDArray[np.float16]
 #: Front end of a store that holds samples, for a pre-trained encoder that trains along.
@@ -195,10 +195,25 @@ def _features_of_recording(job: Job) -> list[tuple[Cut, FeatureArray]]:
     for cut, samples in load_cuts(cuts):
         try:
             features = front_end(augment_samples(samples, augmentation, cut.id, responses))
+            rows.append((cut, _in_half_precision(features)))
         except DataError as error:
             raise DataError(f"cut {cut.id}: {error}") from error
-        rows.append((cut, features.astype(np.float16)))
     return rows
+
+
+def _in_half_precision(features: FloatArray) -> FeatureArray:
+    """Return features as a store holds them.
+
+    Raises:
+        DataError: one is no finite number, or too large for that.
+    """
+    with np.errstate(over="ignore"):
+        half = features.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise DataError(
+            "a frame of the encoder is not finite in half precision. Scale its output to less than 65504."
+        )
+    return half
 
 
 def make_store(
@@ -215,32 +230,42 @@ def make_store(
 
     Raises:
         ConfigError: the front end is none.
-        DataError: there are no cuts, two have the same name, or a recording cannot be used.
+        DataError: there are no cuts, two have the same name, a recording cannot be used, or the store cannot
+            be written.
         ModelError: the front end's encoder cannot be read.
     """
     ordered = in_order(cuts)
     if not ordered:
         raise DataError("no cut to make features of. Expected at least one.")
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     description = find_front_end(front_end).description
     jobs = [
         (list(group), augmentation, front_end)
         for _, group in groupby(ordered, key=lambda cut: cut.recording.id)
     ]
+    with writing(folder, BEGUN_ANEW):
+        partial.mkdir(parents=True, exist_ok=True)
+        done, frames = _write_features(_in_processes(jobs, workers), partial / "features.f16", progress)
+        CutSet.from_cuts(done).to_file(partial / "cuts.jsonl.gz")
+        (partial / "store.json").write_text(json.dumps({"front_end": description, "frames": frames}))
+        partial.rename(folder)
+
+
+def _write_features(
+    made: Iterable[list[tuple[Cut, FeatureArray]]], path: Path, progress: Callable[[float], None]
+) -> tuple[list[Cut], int]:
+    """Write the features one after another; return the cuts, which now know their place, and the frames."""
     done: list[Cut] = []
     frames = 0
-    with open(partial / "features.f16", "wb") as out:
-        for results in _in_processes(jobs, workers):
+    with open(path, "wb") as out:
+        for results in made:
             for cut, features in results:
                 cut.custom = {**(cut.custom or {}), "first_frame": frames, "num_frames": len(features)}
                 out.write(features.tobytes())
                 frames += len(features)
                 done.append(cut)
             progress(sum(cut.duration for cut, _ in results))
-    CutSet.from_cuts(done).to_file(partial / "cuts.jsonl.gz")
-    (partial / "store.json").write_text(json.dumps({"front_end": description, "frames": frames}))
-    partial.rename(folder)
+    return done, frames
 
 
 def _in_processes(jobs: list[Job], workers: int) -> Iterator[list[tuple[Cut, FeatureArray]]]:

@@ -76,20 +76,21 @@ def require_folder(path: Path) -> None:
         raise DataError(f"{path.parent}: no such folder to write into. Make it first.")
 
 
+KEPT = "What is done is kept: make room and call again."
+BEGUN_ANEW = "Make room and call again."
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, advice: str = KEPT) -> Iterator[None]:
     """Turn what the system says when a file cannot be written (a full disk) into an error that names it.
 
     Raises:
-        DataError: the body raised an ``OSError``.
+        DataError: the body raised an ``OSError``; the message ends with the advice.
     """
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}). What is done is kept: make room and "
-            "call again."
-        ) from error
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}). {advice}") from error
 
 
 @contextmanager

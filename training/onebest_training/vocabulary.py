@@ -10,13 +10,14 @@ from pathlib import Path
 import sentencepiece
 
 from onebest.errors import DataError
+from onebest_training.speech import BEGUN_ANEW, writing
 
 
 def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
     """Train a BPE model of ``size`` pieces on normalised texts and write it to ``path``.
 
     Raises:
-        DataError: the texts hold too little for so many pieces.
+        DataError: the texts hold too little for so many pieces, or the file cannot be written.
     """
     model = io.BytesIO()
     try:
@@ -36,7 +37,8 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
         )
     except (RuntimeError, OSError) as error:
         raise DataError(f"no vocabulary of {size} pieces can be made of these texts: {error}") from error
-    path.write_bytes(model.getvalue())
+    with writing(path, BEGUN_ANEW):
+        path.write_bytes(model.getvalue())
 
 
 class TextEncoder:

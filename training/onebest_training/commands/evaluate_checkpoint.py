@@ -61,9 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest_training.checkpoint import load_model
     from onebest_training.decode import measure
     from onebest_training.parallel import set_threads
+    from onebest_training.speech import BEGUN_ANEW, require_folder, writing
     from onebest_training.transducer import BLANK
 
     set_threads(arguments.threads)
+    if arguments.json:
+        require_folder(arguments.json)
     chunk, left, right = _frames(arguments)
     model, tokens, checkpoint = load_model(arguments.checkpoint)
     with torch.no_grad():
@@ -80,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sizes = {"chunk_ms": arguments.chunk_ms, "right_ms": arguments.right_ms}
         content = {"checkpoint": str(arguments.checkpoint), **sizes, "rows": rows}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        with writing(arguments.json, BEGUN_ANEW):
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 

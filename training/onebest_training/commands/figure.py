@@ -32,9 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw and write."""
+    from onebest_training.speech import BEGUN_ANEW, writing
+
     figure = _draw(arguments)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output, format="png", dpi=130)
+    with writing(arguments.output, BEGUN_ANEW):
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(arguments.output, format="png", dpi=130)
     return 0
 
 
