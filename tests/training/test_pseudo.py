@@ -57,6 +57,8 @@ def test_what_was_made_up_is_told_by_its_cause(transcript: Transcript, cause: st
 def test_filters_are_checked() -> None:
     with pytest.raises(ConfigError, match="fewest to the most"):
         Filters(characters_per_second=(3.0, 2.0))
+    with pytest.raises(ConfigError, match="thresholds that are numbers"):
+        Filters(avg_logprob=float("nan"))
 
 
 def test_cuts_get_normalised_text_and_what_was_said_of_it(corpus: ToneCorpus, tmp_path: Path) -> None:
@@ -105,9 +107,26 @@ def test_another_model_is_not_mixed_in(corpus: ToneCorpus, tmp_path: Path) -> No
         label(read_cuts(corpus.manifest), Parrot(settings="b"), output, Filters())
 
 
+@pytest.mark.parametrize("name", ["labelled", "labelled.txt", "labelled.jsonl.zip"])
+def test_a_manifest_that_could_not_be_written_is_refused_before_anything_is_heard(
+    name: str, corpus: ToneCorpus, tmp_path: Path
+) -> None:
+    parrot = Parrot()
+    with pytest.raises(ConfigError, match=rf"{name} to end in .jsonl or .jsonl.gz"):
+        label(read_cuts(corpus.manifest), parrot, tmp_path / name, Filters())
+    with pytest.raises(ConfigError, match="batch_seconds above 0"):
+        label(read_cuts(corpus.manifest), parrot, tmp_path / "a.jsonl", Filters(), batch_seconds=0.0)
+    assert (parrot.heard, list(tmp_path.iterdir())) == (0, [])
+
+
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    for line in ("no json\n", json.dumps({"settings": {}}) + '\n{"id": "a", "words": 3}\n'):
+    mistyped = {"id": "a", "text": None, "avg_logprob": -0.1, "no_speech_prob": 0.0}
+    for line in (
+        json.dumps({"settings": {}}) + f"\n{json.dumps(mistyped)}\n",
+        "no json\n",
+        json.dumps({"settings": {}}) + '\n{"id": "a", "words": 3}\n',
+    ):
         path.write_text(line)
         with pytest.raises(DataError, match="journal: damaged"):
             Journal(path, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tone_corpus import ToneCorpus, speak
 
 from onebest.cli import main
 from onebest.cuts import read_cuts
+from onebest.errors import ConfigError
 from onebest_training.pretrained import WhisperEncoder, open_encoder
 from onebest_training.transcriber import WhisperTranscriber
 from onebest_training.whisper import read_whisper
@@ -35,6 +37,13 @@ def test_it_spells_what_it_would_write_in_digits_and_ends(folder: Path) -> None:
     assert all(t.avg_logprob < 0 and 0 <= t.no_speech_prob <= 1 for t in transcripts)
     assert transcriber.settings["beam"] == 1
     assert len(transcriber.settings["model"]) == 64
+
+
+@pytest.mark.parametrize("options", [{"beam": 0}, {"padding": -30.0}, {"threads": -1}])
+def test_impossible_numbers_are_refused(options: dict[str, Any], folder: Path) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"{name}.* not {options[name]}"):
+        WhisperTranscriber(folder, **options)
 
 
 @torch.no_grad()

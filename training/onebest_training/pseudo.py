@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import zlib
 from collections import Counter
@@ -20,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onebest.cuts import Cut
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
 from onebest.frontend import SAMPLE_RATE, FloatArray
 from onebest.normalize import normalize_text
 from onebest_training.speech import in_order, load_usable, log_left_out, writing
-from onebest_training.strict import require
+from onebest_training.strict import from_dict, require
 
 #: Whisper's window.
 MAX_SECONDS = 30.0
@@ -32,6 +33,8 @@ MAX_SECONDS = 30.0
 MIN_SECONDS = 0.1
 #: As many times in a row makes a phrase of up to so many words a loop.
 _LOOP, _PHRASE = 4, 8
+#: Ends of the names of manifests.
+_MANIFESTS = (".jsonl", ".jsonl.gz")
 #: Batches whose audio is sorted by length at a time.
 _POOL_BATCHES = 10
 
@@ -85,6 +88,8 @@ class Filters:
     characters_per_second: tuple[float, float] = (1.0, 25.0)
 
     def __post_init__(self) -> None:
+        thresholds = self.compression_ratio, self.no_speech_prob, self.avg_logprob
+        require(not any(map(math.isnan, thresholds)), "thresholds that are numbers")
         low, high = self.characters_per_second
         require(0 <= low < high, "characters_per_second from the fewest to the most")
 
@@ -134,8 +139,8 @@ class Journal:
         try:
             for line in lines[1:]:
                 name = line.pop("id")
-                self.transcripts[name] = Transcript(**line)
-        except (KeyError, TypeError, AttributeError) as error:
+                self.transcripts[name] = from_dict(Transcript, line, str(name))
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise DataError(f"{path}: damaged ({error}). Remove it to start anew.") from error
 
     def add(self, transcripts: dict[str, Transcript]) -> None:
@@ -184,11 +189,14 @@ def label(
         How many cuts got a label.
 
     Raises:
+        ConfigError: the output is not named like a manifest, or batch_seconds is not above 0.
         DataError: a cut has no audio, the journal is of other settings, a file cannot be written, or no cut
             gets a label.
     """
     from lhotse.cut.set import CutSet
 
+    require(output.name.endswith(_MANIFESTS), f"{output} to end in {' or '.join(_MANIFESTS)}")
+    require(batch_seconds > 0, f"batch_seconds above 0, not {batch_seconds}")
     ordered = in_order(cuts)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output.with_name(output.name + ".journal"), transcriber.settings)

@@ -16,6 +16,7 @@ from onebest.errors import ModelError
 from onebest.frontend import FRAME_SHIFT_SAMPLES, FloatArray
 from onebest_training.pseudo import MAX_SECONDS, Transcript
 from onebest_training.speech import needs_extra
+from onebest_training.strict import require
 
 _FRAMES_PER_SECOND = 100
 #: More tokens a second than anyone speaks; it ends loops early.
@@ -38,7 +39,7 @@ class WhisperTranscriber:
         compute_type: of CTranslate2.
 
     Raises:
-        ConfigError: faster-whisper is not installed.
+        ConfigError: faster-whisper is not installed, or a number is below what there can be.
         ModelError: the folder holds no Whisper model.
     """
 
@@ -50,6 +51,9 @@ class WhisperTranscriber:
         padding: float = 2.0,
         compute_type: str = "int8",
     ):
+        require(beam > 0, f"a beam above 0, not {beam}")
+        require(padding >= 0, f"padding of 0 or more seconds, not {padding}")
+        require(threads >= 0, f"threads of 0 or more, not {threads}")
         with needs_extra("pseudo"):
             from faster_whisper import WhisperModel
             from faster_whisper.tokenizer import Tokenizer
