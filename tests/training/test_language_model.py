@@ -101,6 +101,9 @@ def test_a_command_trains_one_for_a_vocabulary(
     assert "--hidden is of a model with --context" in capsys.readouterr().err
     assert main([*arguments, "--output", str(path), "--layers", "1", "--context", "4"]) == 1
     assert "--layers is of an LSTM" in capsys.readouterr().err
+    for option, number in (("--width", "0"), ("--layers", "0"), ("--seed", "-1"), ("--learning-rate", "inf")):
+        assert main([*arguments, "--output", str(path), option, number]) == 1
+        assert f"{option.removeprefix('--').replace('-', '_')} " in capsys.readouterr().err
     train_vocabulary(["another text of the same letters: bad cede a bed"] * 9, tmp_path / "other.model", 26)
     with pytest.raises(ConfigError, match="made for another vocabulary"):
         load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))

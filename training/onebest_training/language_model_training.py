@@ -55,7 +55,11 @@ class Schedule:
     def __post_init__(self) -> None:
         sizes = (self.passes, self.batch_tokens, self.join)
         require(min(sizes) > 0, "passes, batch_tokens and join above 0")
-        require(self.learning_rate > 0 and self.held_out > 1, "a learning_rate above 0, held_out above 1")
+        require(
+            0 < self.learning_rate < math.inf and self.held_out > 1,
+            "a learning_rate above 0, held_out above 1",
+        )
+        require(self.seed >= 0, "a seed of 0 or more")
 
 
 def train_language_model(

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest_training.language_model_training import Schedule, train_language_model
     from onebest_training.parallel import set_threads
     from onebest_training.speech import require_folder
+    from onebest_training.strict import require
     from onebest_training.vocabulary import read_tokens
 
     set_threads(arguments.threads)
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--layers is of an LSTM. Leave it or --context out.")
     if arguments.hidden and not arguments.context:
         raise ConfigError("--hidden is of a model with --context. Give that too, or leave --hidden out.")
+    require(0 not in (arguments.width, arguments.layers), "--width and --layers above 0")
     tokens = read_tokens(arguments.tokens)
     require_folder(arguments.output)
     start: LstmConfig | ContextConfig | LanguageModel
