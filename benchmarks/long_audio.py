@@ -4,7 +4,8 @@
 
 Utterances from all over the manifest follow each other with --gap seconds of digital silence between them;
 endpoints are on, and finished segments are taken out as a program without end would do. Memory is what the
-process that listens holds, from a tenth of the audio on to the end. The last line is JSON.
+process that listens holds, from a tenth of the audio on to the end. The emission delay is that of the
+utterances one by one, against the same model at full context. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
         "wer_utterances": apart,
         "wer_one_stream": one,
         "wer_ratio": one / apart if apart else None,
+        "emission_delay_ms": scores["overall"]["emission_delay_ms"],
         **found,
     }
     for key, value in result.items():

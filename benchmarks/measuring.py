@@ -47,7 +47,10 @@ def text_of(cut: Cut) -> str:
 def evaluate(
     manifest: Path, model: Path, chunk_ms: int, jobs: int = 1, limit: int | None = None, beam: int = 1
 ) -> tuple[Scores, list[Results]]:
-    """Return the scores by corpus and the decoded cuts that ``onebest evaluate`` finds."""
+    """Return the scores by corpus and the decoded cuts that ``onebest evaluate`` finds.
+
+    Emission delays are against the same model at full context.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "scores.json"
         words = [
@@ -61,7 +64,6 @@ def evaluate(
             jobs,
             "--beam",
             beam,
-            "--no-delay",
             "--json",
             out,
         ]

@@ -1,11 +1,11 @@
-"""The word error rate of a model on altered speech: noise, a telephone's band, other speeds, quiet speech.
+"""Error rate and emission delay of a model on altered speech: noise, a telephone's band, other speeds, quiet.
 
     python benchmarks/robustness.py MANIFEST --noise MANIFEST [--model DIR] [--chunk-ms N] [--limit N]
 
 Every cut is altered and written, then ``onebest evaluate`` reads all of them. Noise is a stretch of the other
 manifest's sounds, which the cut's name decides, added at a ratio of mean powers. The telephone's band is 300
-to 3400 Hz at 8 kHz. Speed changes the pitch, too. Quiet speech keeps 16 bits for what is left of it. The last
-line is JSON.
+to 3400 Hz at 8 kHz. Speed changes the pitch, too. Quiet speech keeps 16 bits for what is left of it. Tokens
+are due when the same model has them at full context, in the same altered speech. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lhotse.supervision import SupervisionSegment
 from measuring import Results, evaluate, make_parser, print_result, read_speech, text_of
 
 from onebest.cuts import FloatArray
+from onebest.delay import format_delay
 from onebest.frontend import SAMPLE_RATE
 
 SNRS_DB = (20, 10, 5)
@@ -44,8 +45,10 @@ def main() -> None:
     for name, change in changes(arguments.noise).items():
         scores = measure(change, arguments)
         rates = {corpus: round(score["wer"], 2) for corpus, score in scores.items()}
-        rows.append({"condition": name, "wer": rates})
-        print(f"{name:16}" + "".join(f"  {corpus} {rate:.2f}" for corpus, rate in rates.items()), flush=True)
+        delay = scores["overall"]["emission_delay_ms"]
+        rows.append({"condition": name, "wer": rates, "emission_delay_ms": delay})
+        columns = "".join(f"  {corpus} {rate:.2f}" for corpus, rate in rates.items())
+        print(f"{name:16}{columns}  delay {format_delay(delay)}", flush=True)
     summary = {row["condition"]: row["wer"]["overall"] for row in rows}
     noise = arguments.noise.name
     print_result(

@@ -216,11 +216,18 @@ def whole(figure: float | None) -> str:
 
 def robustness_table(result: Results) -> str:
     corpora = list(result["rows"][0]["wer"])
+    parts = ("p50", "p90") if "emission_delay_ms" in result["rows"][0] else ()  # older results lack it
     rows = [
-        [row["condition"], *(f"{row['wer'][corpus]:.1f}" for corpus in corpora)] for row in result["rows"]
+        [
+            row["condition"],
+            *(f"{row['wer'][corpus]:.1f}" for corpus in corpora),
+            *(whole((row["emission_delay_ms"] or {}).get(part)) for part in parts),
+        ]
+        for row in result["rows"]
     ]
     caption = f"{model_note(result)}, chunks of {result['chunk_ms']} ms; {footnote(result)}."
-    return grid(["WER %", *corpora], rows) + "\n\n" + caption
+    head = ["WER %", *corpora, *(f"delay, {part}, ms" for part in parts)]
+    return grid(head, rows) + "\n\n" + caption
 
 
 def noise_only_table(result: Results) -> str:

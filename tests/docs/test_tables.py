@@ -126,6 +126,16 @@ def test_figures_stand_in_their_tables(tables, folder):
     assert tables.fill(text, RESULTS, folder) == text
 
 
+def test_delays_on_altered_speech_stand_beside_its_error_rates(tables):
+    rows = [
+        {"condition": name, "wer": {"overall": 50.0}, "emission_delay_ms": delay}
+        for name, delay in (("slow", {"mean": 60.0, "p50": 40.0, "p90": 120.0}), ("fast", None))
+    ]
+    text = tables.robustness_table({"rows": rows, **MODEL})
+    assert "| WER % | overall | delay, p50, ms | delay, p90, ms |" in text
+    assert "| slow | 50.0 | 40 | 120 |\n| fast | 50.0 |  |  |" in text
+
+
 def test_a_missing_result_is_said_to_be_missing(tables, folder):
     (folder / "decode.json").unlink()
     text = tables.fill(TEXT, RESULTS, folder)

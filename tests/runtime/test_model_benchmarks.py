@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,13 @@ def test_long_audio_takes_utterances_from_everywhere(corpus, tiny_folder, tmp_pa
     whole = Recognizer(tiny_folder, chunk_ms=640).transcribe(samples)
     assert found["text"].replace(" ", "") == whole.text.replace(" ", "")
     assert found["memory_mb"] >= found["memory_growth_mb"]
+
+
+def test_altered_speech_has_an_emission_delay_beside_its_error_rate(corpus, tiny_folder):
+    arguments = argparse.Namespace(manifest=corpus, limit=2, model=tiny_folder, chunk_ms=320, jobs=1)
+    score = robustness.measure(partial(robustness.lower, decibels=20), arguments)["overall"]
+    assert score["words"] == 4
+    assert score["emission_delay_ms"]["p50"] >= 0
 
 
 def recognised(number, hypothesis, reference="some words"):
