@@ -126,9 +126,9 @@ def test_the_command_looks_for_what_was_stopped(
 
 def test_a_damaged_model_is_named(corpus: ToneCorpus, model: LanguageModel, tmp_path: Path) -> None:
     tokens, path = TextEncoder(corpus.tokens.read_bytes()), tmp_path / "lm.pt"
-    with pytest.raises(ModelError, match=r"lm.pt: no language model"):
+    with pytest.raises(ModelError, match=r"lm.pt: cannot be read as a language model"):
         load_language_model(path, tokens)
     save_language_model(model, tokens, path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"lm.pt: no language model"):
+    with pytest.raises(ModelError, match=r"lm.pt: cannot be read as a language model"):
         load_language_model(path, tokens)

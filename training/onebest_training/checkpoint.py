@@ -100,16 +100,32 @@ def write(content: dict[str, Any], path: Path) -> None:
         os.replace(partial, path)
 
 
+def read(path: Path, kind: str, advice: str) -> Any:
+    """Read what ``write`` wrote.
+
+    Args:
+        path: of the file.
+        kind: what it should be, for the message.
+        advice: what to do if it is not, for the message.
+
+    Raises:
+        ModelError: there is no such file, it is damaged, or of another kind. What torch says of it is about
+            its own options, and is not passed on.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever pickle and zip make of a damaged file
+        reason = (isinstance(error, OSError) and error.strerror) or "damaged, or another kind of file"
+        raise ModelError(f"{path}: cannot be read as {kind} ({reason}). {advice}") from error
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
         ModelError: there is none, or it is damaged or of another format.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(f"{path}: cannot be read as a checkpoint ({error}).") from error
+    content = read(path, "a checkpoint", "Name one that onebest train wrote.")
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ModelError(f"{path}: not a checkpoint of this version of onebest (format {FORMAT}).")
     try:

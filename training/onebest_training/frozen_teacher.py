@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training.batches import Batch, TeacherInput
-from onebest_training.checkpoint import load_model
+from onebest_training.checkpoint import load_model, read
 from onebest_training.config import BlockConfig, EncoderConfig, LossConfig, TrainConfig
 from onebest_training.encoder import Encoder
 from onebest_training.features import FeatureStore
@@ -127,10 +127,7 @@ def load_teacher(path: Path, tokens_model: bytes, device: torch.device) -> Froze
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(f"{path}: cannot be read as a teacher ({error}).") from error
+    content = read(path, "a teacher", "Name a checkpoint, or what onebest convert-encoder wrote.")
     if not isinstance(content, dict):
         raise ModelError(f"{path}: neither a checkpoint nor the weights of an encoder.")
     return content

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onebest.errors import ConfigError, ModelError
-from onebest_training.checkpoint import write
+from onebest_training.checkpoint import read, write
 from onebest_training.strict import from_dict, require, to_dict
 from onebest_training.transducer import BLANK
 from onebest_training.vocabulary import TextEncoder
@@ -268,14 +268,14 @@ def load_language_model(path: Path, tokens: TextEncoder) -> LanguageModel:
         ModelError: the file cannot be read as a language model.
         ConfigError: it is of another vocabulary.
     """
+    content = read(path, "a language model", "Make one with: onebest train-lm")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']} instead of {FORMAT}")
         model = make_language_model(_read_config(content["config"]))
         model.load_state_dict(content["weights"])
         digest = content["tokens"]
-    except Exception as error:  # whatever pickle and zip make of a damaged file
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{path}: no language model ({error}). Make one with: onebest train-lm") from error
     if digest != tokens.digest:
         raise ConfigError(

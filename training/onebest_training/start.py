@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from onebest.errors import ConfigError, DataError, ModelError
+from onebest.errors import ConfigError, DataError
 from onebest_training import checkpoint as checkpoints
 from onebest_training.config import TrainConfig
 from onebest_training.encoder import Block, Encoder
@@ -46,16 +45,14 @@ def start_encoder(encoder: Encoder, path: str) -> frozenset[str]:
         return frozenset(
             f"encoder.{name}" for name, _ in encoder.named_parameters() if name.startswith("stem.front.")
         )
-    try:
-        weights: dict[str, Tensor] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise ModelError(f"{path}: cannot be read. Make it with: onebest convert-encoder") from error
+    advice = "Make it with: onebest convert-encoder"
+    weights: dict[str, Tensor] = checkpoints.read(Path(path), "first weights of an encoder", advice)
     for block in encoder.blocks:
         if isinstance(block, Block):
             block.start_as_identity()
     try:
         unexpected = encoder.load_state_dict(weights, strict=False).unexpected_keys
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{path} does not fit the configured encoder: {error}") from error
     if unexpected:
         raise ConfigError(
