@@ -26,13 +26,13 @@ def student(corpus: ToneCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @torch.no_grad()
-def write_earlier_paths(corpus: ToneCorpus, student: Path, folder: Path) -> int:
+def write_earlier_paths(corpus: ToneCorpus, student: Path, folder: Path, right: int = 0) -> int:
     """Paths with the student's own tokens, each a few frames earlier; returns how many tokens those are."""
     model, _, _ = load_model(student)
     store, paths, count = FeatureStore(corpus.dev), {}, 0
     for cut in store.cuts[1:]:
         (batch,) = dev_batches([Utterance(cut, store, "", (), 1.0)])
-        encoded = model.encoder(batch.features, batch.frame_lengths, 4, 16)
+        encoded = model.encoder(batch.features, batch.frame_lengths, 4, 16, right=right)
         (found,) = transducer_greedy(model, encoded, batch.frame_lengths)
         num_frames = frames_out(cut.custom["num_frames"])
         found = [t for t in found if t.frame - EARLIER < num_frames]
@@ -44,12 +44,14 @@ def write_earlier_paths(corpus: ToneCorpus, student: Path, folder: Path) -> int:
     return count
 
 
+@pytest.mark.parametrize("right", [0, 2])
 def test_the_median_is_tau(
-    corpus: ToneCorpus, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: ToneCorpus, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], right: int
 ) -> None:
-    count = write_earlier_paths(corpus, student, tmp_path / "targets")
+    count = write_earlier_paths(corpus, student, tmp_path / "targets", right)
     arguments = [str(student), str(tmp_path / "targets"), str(corpus.dev)]
-    assert main(["estimate-tau", *arguments, "--chunk-frames", "4", "--left-frames", "16"]) == 0
+    frames = ["--chunk-frames", "4", "--left-frames", "16", "--right-frames", str(right)]
+    assert main(["estimate-tau", *arguments, *frames]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert count > 20
     assert first.startswith(
@@ -78,7 +80,8 @@ def test_what_gives_no_answer_is_named(
     ("options", "message"),
     [
         (["--limit", "0"], "a limit above 0, not 0"),
-        (["--chunk-frames", "-3"], "frames of a chunk and of left context of 0 or more"),
+        (["--chunk-frames", "-3"], "frames of a chunk and of its contexts of 0 or more"),
+        (["--chunk-frames", "4", "--right-frames", "4"], "right context below a chunk, not 4 frames"),
     ],
 )
 def test_impossible_numbers_are_refused(

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="features of the same cuts, from onebest prepare")
     parser.add_argument("--chunk-frames", type=int, default=16, help="chunk size in frames of 40 ms")
     parser.add_argument("--left-frames", type=int, default=128, help="frames of left context")
+    parser.add_argument(
+        "--right-frames", type=int, default=0, help="frames of right context, a part of the chunk"
+    )
     parser.add_argument("--limit", type=int, default=400, metavar="N", help="take N cuts, spread over all")
 
 
@@ -33,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     chunk = arguments.chunk_frames
     places = arguments.checkpoint, arguments.targets, arguments.store
-    delays, count = measure_delays(*places, chunk, arguments.left_frames, arguments.limit)
+    contexts = arguments.left_frames, arguments.right_frames
+    delays, count = measure_delays(*places, chunk, contexts, arguments.limit)
     summary = summarize(delays)
     if summary is None:
         raise DataError(f"{arguments.checkpoint} recognises no token of the teacher's. Train it further.")
@@ -46,12 +50,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure_delays(
-    checkpoint: Path, targets: Path, store: Path, chunk_frames: int, left_frames: int = 128, limit: int = 400
+    checkpoint: Path,
+    targets: Path,
+    store: Path,
+    chunk_frames: int,
+    contexts: tuple[int, int] = (128, 0),
+    limit: int = 400,
 ) -> tuple[list[int], int]:
     """Return by how many frames a student is later than its teacher at each token, and of how many cuts.
 
+    Args:
+        checkpoint: the student.
+        targets: the teacher's.
+        store: features of the same cuts.
+        chunk_frames: frames a chunk; 0 for full context.
+        contexts: frames of left and of right context.
+        limit: cuts to take, spread over all.
+
     Raises:
-        ConfigError: a number is below 0, the limit is 0, or the store is of another front end.
+        ConfigError: a number is below 0, the limit is 0, the right context is no part of a chunk, or the
+            store is of another front end.
         DataError: the targets have no cut of the store.
     """
     from onebest_training.checkpoint import load_model
@@ -60,13 +78,15 @@ def measure_delays(
     from onebest_training.strict import require
 
     require(limit > 0, f"a limit above 0, not {limit}")
-    require(min(chunk_frames, left_frames) >= 0, "frames of a chunk and of left context of 0 or more")
+    left, right = contexts
+    require(min(chunk_frames, left, right) >= 0, "frames of a chunk and of its contexts of 0 or more")
+    require(right < chunk_frames or right == 0, f"right context below a chunk, not {right} frames")
     model, tokens, saved = load_model(checkpoint)
     features = FeatureStore(store)
     features.check_front_end(model.config.encoder, saved.front_end)
     utterances = _utterances(targets, features, tokens)
     chosen = utterances[:: -(-len(utterances) // limit)]
-    measured = measure(model, dev_batches(chosen), tokens, [chunk_frames], left_frames)
+    measured = measure(model, dev_batches(chosen), tokens, [chunk_frames], left, right=right)
     return measured[chunk_frames].delays, len(chosen)
 
 
