@@ -82,6 +82,12 @@ def with_change(place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (("stages", 0, "chunk_frames"), [16, "a"], r"chunk_frames\[1\]: expected int, got 'a'"),
         (("stages", 0, "augment"), {"noise_snr_db": [1.0]}, "noise_snr_db: expected 2 values, got 1"),
         (("data", "train", 0, "weights"), {"a": "b"}, r"weights.a: expected float, got 'b'"),
+        (
+            ("stages", 0, "encoder_learning_rate"),
+            float("nan"),
+            "encoder_learning_rate: expected float, got nan",
+        ),
+        (("weight_decay",), -1.0, "a decay and minutes of 0 or more"),
         (("data", "train"), {"store": "a"}, "train: expected tuple"),
         (("model",), 3, "here: model: expected a table, got 3"),
         (("bf16",), 1, "here: bf16: expected bool, got 1"),

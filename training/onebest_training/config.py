@@ -429,6 +429,7 @@ class TrainConfig:
         )
         require(0 <= self.average_decay < 1, "average_decay from 0 to 1")
         require(self.gradient_clip > 0, "gradient_clip above 0")
+        require(min(self.weight_decay, self.checkpoint_minutes) >= 0, "a decay and minutes of 0 or more")
         require(min(self.evaluate_chunk_frames, default=-1) >= 0, "evaluate_chunk_frames with sizes")
         shortest = min(filter(None, self.evaluate_chunk_frames), default=self.evaluate_right_frames + 1)
         require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,7 +75,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {key: _convert(parameters[1], member, f"{where}.{key}") for key, member in value.items()}
     if kind is float and type(value) is int:
         return float(value)
-    if not isinstance(kind, types.GenericAlias) and type(value) is kind:
+    is_nan = isinstance(value, float) and math.isnan(value)  # which no comparison refuses for certain
+    if not isinstance(kind, types.GenericAlias) and type(value) is kind and not is_nan:
         return value
     expected = kind if isinstance(kind, types.GenericAlias) else getattr(kind, "__name__", kind)
     raise ConfigError(f"{where}: expected {expected}, got {value!r}.")
