@@ -124,12 +124,17 @@ class Production:
 
 
 class ShardMaker:
-    """Makes shards; a process or an actor holds one."""
+    """Makes shards; a process or an actor holds one.
+
+    Attributes:
+        teacher: what makes them.
+        shards: the cuts of each.
+    """
 
     def __init__(self, production: Production, folder: Path):
         self._production, self._folder = production, folder
         self.teacher = production.open_teacher()
-        self._shards = production.shards()
+        self.shards = production.shards()
         self._store = production.open_store()
         if self._store:
             self._store.check_front_end(self.teacher.encoder, self.teacher.front_end.digest)
@@ -138,7 +143,7 @@ class ShardMaker:
         """Make shard ``job["number"]``; return the job with the seconds of audio in it."""
         number = int(job["number"])
         self.make(number)
-        return {"number": number, "seconds": sum(cut.duration for cut in self._shards[number])}
+        return {"number": number, "seconds": sum(cut.duration for cut in self.shards[number])}
 
     def make(self, number: int) -> None:
         """Make and write a shard.
@@ -146,7 +151,7 @@ class ShardMaker:
         Raises:
             DataError: it cannot be written, or the teacher's frames do not fit.
         """
-        cuts = self._shards[number]
+        cuts = self.shards[number]
         left_out = {cut.id: cause for cut in cuts if (cause := self._cause(cut))}
         wanted = [cut for cut in cuts if cut.id not in left_out]
         found: dict[str, list[TeacherPath]] = {}
@@ -266,7 +271,7 @@ def produce(
         with needs_extra("ray"):
             import_module("ray.data")
     maker = ShardMaker(production, folder)
-    shards = production.shards()
+    shards = maker.shards
     write_description(production.describe(maker.teacher, shards), folder)
     seconds = [sum(cut.duration for cut in shard) for shard in shards]
     todo = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
