@@ -16,9 +16,10 @@ import torch
 from runs import KilledError, Row, read_log, stop_after, write_toml
 
 from onebest.cli import main
-from onebest.errors import ConfigError, ModelError
+from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training.checkpoint import Checkpoint, load
 from onebest_training.config import TrainConfig
+from onebest_training.runlog import RunLog
 from onebest_training.trainer import Trainer
 from onebest_training.vocabulary import train_vocabulary
 
@@ -228,3 +229,11 @@ def test_a_run_goes_on_without_its_log(config: TrainConfig, tmp_path: Path) -> N
     (tmp_path / "log.jsonl").unlink()
     Trainer(config, tmp_path).run()
     assert [row["step"] for row in read_log(tmp_path) if "loss" in row] == [5, 6, 9, 12, 15, 16]
+
+
+def test_a_disk_too_full_for_the_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    (tmp_path / "log.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"log.jsonl: cannot be written \(No space left on device\)"):
+        RunLog(tmp_path, 1)
+    assert len(read_log(tmp_path)) == 2

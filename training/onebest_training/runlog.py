@@ -47,6 +47,9 @@ class RunLog:
     Args:
         folder: the run's.
         step: where the run goes on; what is logged of later steps is dropped, it will come again.
+
+    Raises:
+        DataError: the log cannot be written.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -59,8 +62,9 @@ class RunLog:
             return
         kept = [row for row in self._path.read_text("utf-8").splitlines() if _step_of(row) <= step]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(row + "\n" for row in kept), "utf-8")
-        os.replace(partial, self._path)
+        with writing(self._path):
+            partial.write_text("".join(row + "\n" for row in kept), "utf-8")
+            os.replace(partial, self._path)
 
     def write(self, position: Position, values: dict[str, Any]) -> None:
         """Add a row; TensorBoard gets the numbers.
