@@ -266,6 +266,21 @@ class TestFile:
 
         assert visit(devtools, talk) == offline(heard()[0], RATE)
 
+    def test_one_after_another(self, devtools, heard, speech, tmp_path):
+        (tmp_path / "letter.txt").write_text("Dear reader")
+
+        async def talk(server, page):
+            for path in (SAMPLE, tmp_path / "letter.txt", speech):
+                await page.drop(path)
+            await page.until("document.querySelectorAll('#finals h2').length === 2")
+            await ready(page)
+            return await page.evaluate(FINALS), await page.evaluate(PROBLEM)
+
+        texts, problem = visit(devtools, talk)
+        assert texts == [text for taken in heard() for text in offline(taken, RATE)]
+        assert len(heard()) == 2
+        assert "letter.txt is no recording" in problem
+
     def test_no_recording(self, devtools, tmp_path):
         (tmp_path / "letter.txt").write_text("Dear reader")
 

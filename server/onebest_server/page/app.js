@@ -22,6 +22,7 @@ let token = takeToken();
 let pending = null; // what to do again once there is a token
 let wakeLock = null;
 let reading = null; // the file whose text is wanted
+let waiting = []; // files whose turn comes
 
 const LABELS = {
   ready: "Ready",
@@ -94,11 +95,12 @@ function openSession({ title, sampleRate, mostWaitingSeconds, again, onProgress 
         showConnection(connection);
       },
       onBehind: (seconds) => notice(seconds ? `The server is busy; the text is ${seconds} s late.` : ""),
-      onDone: () => endSession(),
+      onDone: () => endSession().then(readNext),
       onFail(message, kind) {
         endSession();
-        if (kind === "token") askForToken(again);
-        else problem(message);
+        if (kind === "token") return void askForToken(again);
+        waiting = [];
+        problem(message);
       },
     },
   });
@@ -199,14 +201,25 @@ async function stop() {
     await closeMicrophone();
     session?.finish();
   } else {
+    waiting = [];
     session?.cancel();
     await endSession();
   }
 }
 
+/** Transcribe files one after another, as soon as nothing else goes on. */
+function readAll(files) {
+  waiting.push(...files);
+  if (state === "ready") problem("");
+  else if (files.length) notice(`${waiting.length === 1 ? "One recording waits" : `${waiting.length} recordings wait`}.`);
+  readNext();
+}
+
+function readNext() {
+  if (state === "ready" && waiting.length) read(waiting.shift());
+}
+
 async function read(file) {
-  if (state !== "ready") return;
-  problem("");
   reading = file;
   setState("reading");
   notice(`Decoding ${file.name}`);
@@ -218,6 +231,7 @@ async function read(file) {
     if (reading !== file) return;
     await endSession();
     problem(`${file.name} is no recording that this browser can decode.`);
+    readNext();
     return;
   }
   if (reading !== file) return; // given up meanwhile
@@ -282,9 +296,9 @@ find("record").addEventListener("click", () => {
 });
 find("open").addEventListener("click", () => state === "ready" && find("file").click());
 find("file").addEventListener("change", () => {
-  const [file] = find("file").files;
+  const files = [...find("file").files];
   find("file").value = "";
-  if (file) read(file);
+  readAll(files);
 });
 
 find("copy").addEventListener("click", async () => {
@@ -313,7 +327,7 @@ find("clear").addEventListener("click", () => {
 
 let dragged = 0; // elements under the dragged file
 const hasFile = (event) => event.dataTransfer?.types.includes("Files");
-const showDrop = () => find("drop").classList.toggle("shown", dragged > 0 && state === "ready");
+const showDrop = () => find("drop").classList.toggle("shown", dragged > 0);
 addEventListener("dragenter", (event) => {
   dragged += hasFile(event);
   showDrop();
@@ -327,8 +341,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   dragged = 0;
   showDrop();
-  const [file] = event.dataTransfer.files;
-  if (file) read(file);
+  readAll(event.dataTransfer.files);
 });
 
 // Browsers let the screen sleep again once the page was hidden.
