@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode with the student, match its tokens with the teacher's, print the median."""
-    from statistics import median
+    from statistics import median_low
 
     from onebest_training.delay import FRAME_MS, summarize
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if summary is None:
         raise DataError(f"{arguments.checkpoint} recognises no token of the teacher's. Train it further.")
     print(
-        f"tau: {median(delays):g} frames of {FRAME_MS} ms, the median of {len(delays)} tokens in "
+        f"tau: {median_low(delays)} frames of {FRAME_MS} ms, the median of {len(delays)} tokens in "
         f"{count} cuts, chunks of {chunk} frames\n"
         f"mean {summary.mean_ms:.0f} ms, p50 {summary.p50_ms:.0f} ms, p90 {summary.p90_ms:.0f} ms"
     )
