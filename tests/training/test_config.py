@@ -120,6 +120,7 @@ def test_what_does_not_belong_is_refused(place: tuple[str | int, ...], value: An
         (LossConfig, {"fastemit": 0.1}, "transducer above 0 beside fastemit or delay_penalty"),
         (LossConfig, {"delay_penalty": 0.1}, "transducer above 0 beside fastemit or delay_penalty"),
         (LossConfig, {"path": -0.1}, "losses of 0 or more"),
+        (LossConfig, {"path": float("inf")}, "losses of 0 or more"),
         (LossConfig, {"band_around": "line"}, "one of ctc, path"),
         (LossConfig, {"shift": -1}, "shift and embedding_delay"),
         (LossConfig, {"consistency": 1.0, "self_ctc": 1.0}, "no consistency beside"),

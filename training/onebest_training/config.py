@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,7 +292,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         terms = [getattr(self, name) for name in LOSSES]
-        require(min(terms) >= 0 and max(terms) > 0, "losses of 0 or more, and one above 0")
+        require(min(terms) >= 0 and 0 < max(terms) < math.inf, "losses of 0 or more, and one above 0")
         require(self.band == 0 or self.band > 1, "a band of 0 or at least 2")
         early = self.fastemit, self.delay_penalty
         require(min(early) >= 0, "fastemit and delay_penalty of 0 or more")
