@@ -1,10 +1,12 @@
-"""Error rate and emission delay of a model on altered speech: noise, a telephone's band, other speeds, quiet.
+"""Error rate and emission delay of a model on altered speech: noise, telephones, rooms, other speeds, quiet.
 
-    python benchmarks/robustness.py MANIFEST --noise MANIFEST [--model DIR] [--chunk-ms N] [--limit N]
+    python benchmarks/robustness.py MANIFEST --noise MANIFEST [--rooms MANIFEST] [--model DIR] [--chunk-ms N]
+        [--limit N]
 
 Every cut is altered and written, then ``onebest evaluate`` reads all of them. Noise is a stretch of the other
 manifest's sounds, which the cut's name decides, added at a ratio of mean powers. The telephone's band is 300
-to 3400 Hz at 8 kHz. Speed changes the pitch, too. Quiet speech keeps 16 bits for what is left of it. Tokens
+to 3400 Hz at 8 kHz. Rooms are responses of a lhotse recording manifest, of which the cut's name decides
+one. Speed changes the pitch, too. Quiet speech keeps 16 bits for what is left of it. Tokens
 are due when the same model has them at full context, in the same altered speech. The last line is JSON.
 """
 
@@ -28,6 +30,7 @@ from measuring import Results, evaluate, make_parser, print_result, read_speech,
 from onebest.cuts import FloatArray
 from onebest.delay import format_delay
 from onebest.frontend import SAMPLE_RATE
+from onebest_training.features import SampleAugmentation, augment_samples, read_responses
 
 SNRS_DB = (20, 10, 5)
 SPEEDS = (0.8, 0.9, 1.1, 1.25)
@@ -42,7 +45,7 @@ Change = Callable[[FloatArray, str], tuple[FloatArray, int]]
 def main() -> None:
     arguments = parse_arguments()
     rows = []
-    for name, change in changes(arguments.noise).items():
+    for name, change in changes(arguments.noise, arguments.rooms).items():
         scores = measure(change, arguments)
         rates = {corpus: round(score["wer"], 2) for corpus, score in scores.items()}
         delay = scores["overall"]["emission_delay_ms"]
@@ -50,26 +53,26 @@ def main() -> None:
         columns = "".join(f"  {corpus} {rate:.2f}" for corpus, rate in rates.items())
         print(f"{name:16}{columns}  delay {format_delay(delay)}", flush=True)
     summary = {row["condition"]: row["wer"]["overall"] for row in rows}
-    noise = arguments.noise.name
-    print_result(
-        "robustness", arguments, rows=rows, chunk_ms=arguments.chunk_ms, noise=noise, summary=summary
-    )
+    sources = {name: path.name for name in ("noise", "rooms") if (path := getattr(arguments, name))}
+    print_result("robustness", arguments, rows=rows, chunk_ms=arguments.chunk_ms, summary=summary, **sources)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--noise", type=Path, required=True, help="manifest of the sounds to add")
+    parser.add_argument("--rooms", type=Path, help="lhotse recording manifest of room responses")
     parser.add_argument("--chunk-ms", type=int, default=640)
     parser.add_argument("--jobs", type=int, default=2)
     return parser.parse_args()
 
 
-def changes(noise_manifest: Path) -> dict[str, Change]:
+def changes(noise_manifest: Path, rooms: Path | None) -> dict[str, Change]:
     noise = np.concatenate([samples for _, samples in read_speech(noise_manifest, None)])
     return {
         "as recorded": lambda samples, name: (samples, SAMPLE_RATE),
         **{f"noise, {snr_db} dB": partial(add_noise, noise=noise, snr_db=snr_db) for snr_db in SNRS_DB},
         "telephone band": to_telephone,
+        **({"in a room": partial(enter_room, responses=read_responses(rooms))} if rooms else {}),
         **{f"speed {factor:g}": partial(change_speed, factor=factor) for factor in SPEEDS},
         **{f"{decibels} dB quieter": partial(lower, decibels=decibels) for decibels in QUIETER_DB},
     }
@@ -90,6 +93,10 @@ def to_telephone(samples: FloatArray, name: str) -> tuple[FloatArray, int]:
     hertz = np.fft.rfftfreq(len(low), 1 / TELEPHONE_RATE)
     spectrum[(hertz < TELEPHONE_HZ[0]) | (hertz > TELEPHONE_HZ[1])] = 0
     return np.fft.irfft(spectrum, len(low)).astype(np.float32), TELEPHONE_RATE
+
+
+def enter_room(samples: FloatArray, name: str, responses: list[Recording]) -> tuple[FloatArray, int]:
+    return augment_samples(samples, SampleAugmentation(), name, responses), SAMPLE_RATE
 
 
 def change_speed(samples: FloatArray, name: str, factor: float) -> tuple[FloatArray, int]:

@@ -190,8 +190,8 @@ class Worker:
         return float(self._read())
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # which waits for its end
+            self._process.stdin.close()
 
     def _read(self) -> str:
         line = self._process.stdout.readline()

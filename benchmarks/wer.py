@@ -1,13 +1,14 @@
 """The word error rate of a model on each corpus of a manifest, at several latencies and offline.
 
     python benchmarks/wer.py MANIFEST [--model DIR] [--checkpoint FILE [--language-model FILE]]
-        [--beside RESULT] [--limit N]
+        [--beside RESULT] [--heard MANIFEST] [--limit N]
 
 Each row is ``onebest evaluate``, the shipped runtime, with another chunk length; offline is one chunk that
 holds the longest utterance. Search is greedy but in one row. --checkpoint is what the model was exported
 from, --language-model what went into it: the two are exported again in float32, for a row of its own.
 --beside takes the row of another recogniser from its result; was that a part of the speech, the same part
-gets a row of ours. The last line is JSON.
+gets a row of ours. --heard is speech that training heard: a row leaves out who speaks there too, by name. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from measuring import Results, evaluate, make_parser, print_result, run
 from onebest.bundle import ENCODER_FRAME_MS
 from onebest.card import read_card
 from onebest.commands.evaluate import Decoded, score_corpora
+from onebest.cuts import read_cuts
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280, "offline": 40_000}
 FLOAT_CHUNK_MS = 640
 #: A row with beam search.
 BEAM_CHUNK_MS, BEAM = 640, 4
-#: Which row stands beside another recogniser where that heard a part of the speech only.
+#: Which row stands beside another recogniser where that heard a part of the speech only, or beside itself
+#: without the speakers that training heard.
 BESIDE = "640 ms"
 
 
@@ -42,6 +45,8 @@ def main() -> None:
     rows.append(measure(name, arguments.model, BEAM_CHUNK_MS, arguments, BEAM)[0])
     if arguments.checkpoint:
         rows.append(measure_float(arguments))
+    if arguments.heard:
+        rows += without_speakers(speakers(arguments.heard), arguments.manifest, BESIDE, cuts[BESIDE])
     if arguments.beside:
         rows += read_beside(arguments.beside, BESIDE, cuts[BESIDE])
     corpora = list(rows[0]["scores"])
@@ -62,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="for a row in float32")
     parser.add_argument("--language-model", type=Path, help="that went into the model with the checkpoint")
     parser.add_argument("--beside", type=Path, help="last line of pocketsphinx_wer.py, for its row")
+    parser.add_argument("--heard", type=Path, help="manifest of speech whose speakers a row leaves out")
     parser.add_argument("--jobs", type=int, default=2)
     return parser.parse_args()
 
@@ -98,6 +104,30 @@ def measure_float(arguments: argparse.Namespace) -> Results:
                 f"{steps[1]}. Name the checkpoint that the model was exported from."
             )
         return measure(f"{FLOAT_CHUNK_MS} ms, float32", bundle, FLOAT_CHUNK_MS, arguments)[0]
+
+
+def speakers(manifest: Path) -> dict[str, str]:
+    """Return who speaks in each cut of a manifest, by its name, where the corpus says so."""
+    named = ((cut.id, (cut.custom or {}).get("speaker")) for cut in read_cuts(manifest))
+    return {name: speaker for name, speaker in named if speaker}
+
+
+def without_speakers(heard: dict[str, str], manifest: Path, name: str, cuts: list[Results]) -> list[Results]:
+    """Return a row of the cuts without those whose speakers were heard, or none if there are no such cuts.
+
+    Args:
+        heard: as ``speakers`` finds them.
+        manifest: of the cuts.
+        name: of the row with all of them.
+        cuts: as we recognised them.
+    """
+    known, spoken = set(heard.values()), speakers(manifest)
+    others = [Decoded(**cut) for cut in cuts if spoken.get(cut["id"]) not in known]
+    if len(others) == len(cuts):
+        return []
+    left_out = len(known & {spoken.get(cut["id"]) for cut in cuts})
+    scores = {corpus: asdict(score) for corpus, score in score_corpora(others).items()}
+    return [{"latency": f"{name}, speakers of training left out ({left_out})", "scores": scores}]
 
 
 def read_beside(path: Path, name: str, cuts: list[Results]) -> list[Results]:

@@ -17,7 +17,9 @@ import emission
 import long_audio
 import noise_only
 import robustness
+import sizes
 import wer
+from lhotse import CutSet, MonoCut, Recording
 from tiny_model import make_audio
 
 from onebest import Recognizer
@@ -52,6 +54,22 @@ def test_a_telephone_lets_its_band_pass(hertz, passes):
     heard, rate = robustness.to_telephone(tone(hertz), "a")
     assert (rate, len(heard)) == (8000, 8000)
     assert power(heard) == pytest.approx(0.5 if passes else 0.0, abs=0.01)
+
+
+def test_a_room_without_echo_changes_nothing_and_one_with_an_echo_repeats(tmp_path):
+    for name, echo in (("dry", 0.0), ("wet", 0.5)):
+        response = np.zeros(RATE // 2, np.float32)
+        response[[0, RATE // 4]] = 1.0, echo
+        soundfile.write(tmp_path / f"{name}.wav", response, RATE, subtype="FLOAT")
+    speech = np.concatenate([0.1 * tone(500, 0.2), np.zeros(RATE, np.float32)])
+
+    def enter(name):
+        responses = [Recording.from_file(tmp_path / f"{name}.wav")]
+        return robustness.enter_room(speech, "a", responses)[0]
+
+    assert enter("dry") == pytest.approx(speech, abs=1e-4)
+    wet = enter("wet")
+    assert power(wet[RATE // 4 :][: RATE // 5]) == pytest.approx(0.25 * power(wet[: RATE // 5]), rel=0.02)
 
 
 @pytest.mark.parametrize("factor", robustness.SPEEDS)
@@ -112,6 +130,17 @@ def test_altered_speech_has_an_emission_delay_beside_its_error_rate(corpus, tiny
     assert score["emission_delay_ms"]["p50"] >= 0
 
 
+def test_models_of_several_sizes_take_turns(corpus, tiny_folder, monkeypatch, capsys):
+    models = [str(tiny_folder)] * 2
+    options = ["--audio", str(corpus / "1-1-0000.wav"), "--repeats", "1", "--jobs", "1", "--limit", "2"]
+    monkeypatch.setattr(sys, "argv", ["sizes.py", str(corpus), *models, *options])
+    sizes.main()
+    first, second = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert first["sha256"] == second["sha256"]
+    assert first["scores"]["overall"]["words"] == second["scores"]["overall"]["words"] == 4
+    assert min(first["seconds"], second["seconds"], first["megabytes"]) > 0
+
+
 def recognised(number, hypothesis, reference="some words"):
     return asdict(Decoded(str(number), "a", reference, hypothesis, 2.0, 0.1))
 
@@ -136,3 +165,17 @@ def test_another_recogniser_stands_beside_the_same_cuts(tmp_path):
     assert (mine["scores"]["overall"]["wer"], other["scores"]["overall"]["wer"]) == (50, 100)
     with pytest.raises(SystemExit, match="other speech"):
         read([recognised(2, "", reference="some other words")])
+
+
+def test_speakers_heard_in_training_are_left_out(tmp_path):
+    def write(name, speakers):
+        cuts = [MonoCut(f"{name}{i}", 0.0, 1.0, 0, custom={"speaker": who}) for i, who in enumerate(speakers)]
+        CutSet.from_cuts(cuts).to_file(tmp_path / f"{name}.jsonl.gz")
+        return tmp_path / f"{name}.jsonl.gz"
+
+    dev, heard, others = write("d", ["ann", "bob", None]), write("t", ["bob", None]), write("o", ["eve"])
+    cuts = [recognised(f"d{number}", hypothesis) for number, hypothesis in enumerate(("some", "", "some"))]
+    (row,) = wer.without_speakers(wer.speakers(heard), dev, "640 ms", cuts)
+    assert row["latency"] == "640 ms, speakers of training left out (1)"
+    assert (row["scores"]["overall"]["cuts"], row["scores"]["overall"]["wer"]) == (2, 50)
+    assert wer.without_speakers(wer.speakers(others), dev, "640 ms", cuts) == []
