@@ -83,7 +83,7 @@ async def text_where_binary_is_due(server):
 
 async def half_a_sample(server):
     await closes_with(server, "/", 1007, AUDIO.tobytes()[:-1])
-    await closes_with(server, "/vosk", 1007, b"1")
+    await closes_with(server, "/onebest", 1007, '{"type": "start", "encoding": "int16"}', b"1")
 
 
 async def no_numbers(server):

@@ -71,11 +71,12 @@ class TestSherpa:
         with pytest.raises(ProtocolError):
             SherpaProtocol(Handshake()).receive(message)
 
-    def test_nothing_after_done(self):
+    @pytest.mark.parametrize("message", [FLOATS.tobytes(), "Done", "more"])
+    def test_what_follows_done_does_not_cost_the_text(self, message):
         protocol = SherpaProtocol(Handshake())
         protocol.receive("Done")
-        with pytest.raises(ProtocolError):
-            protocol.receive(b"")
+        assert list(protocol.receive(message)) == []
+        assert sent(protocol.handle(Finished((HELLO,), NOTHING, 2.0)))[0]["text"] == "hello there"
 
     def test_one_answer_a_chunk_and_segments_are_counted(self):
         protocol = SherpaProtocol(Handshake())
@@ -142,6 +143,14 @@ class TestVosk:
         assert sent(protocol.handle(Stepped((), HELLO, 2.0))) == []
         assert sent(protocol.handle(Accepted((), HELLO, 2.0))) == [{"partial": "hello there"}]
 
+    def test_a_sample_may_come_in_two_messages(self):
+        protocol = VoskProtocol(Handshake())
+        cut, end = INTS.tobytes()[:3], INTS.tobytes()[3:]
+        assert [audio_of(protocol.receive(part)) for part in (cut, end)] == [[[100]], [[-100]]]
+        assert protocol.receive(cut)[0].reply
+        protocol.receive('{"reset" : 1}')
+        assert audio_of(protocol.receive(INTS.tobytes())) == [[100, -100]]
+
     def test_config_has_no_reply(self):
         protocol = VoskProtocol(Handshake())
         config = {
@@ -204,6 +213,13 @@ class TestVosk:
         assert protocol.receive('{"eof" : 1}') == [Open(8000, lenient=True), End()]
         assert sent(protocol.handle(Finished((), NOTHING, 0.0))) == [{"text": ""}]
 
+    @pytest.mark.parametrize("message", [INTS.tobytes(), '{"eof" : 1}', "more"])
+    def test_what_follows_eof_does_not_cost_the_text(self, message):
+        protocol = VoskProtocol(Handshake())
+        protocol.receive('{"eof" : 1}')
+        assert list(protocol.receive(message)) == []
+        assert sent(protocol.handle(Finished((HELLO,), NOTHING, 2.0)))[0]["text"] == "hello there"
+
     def test_reset_goes_on_and_so_do_times(self):
         protocol = VoskProtocol(Handshake())
         protocol.receive(INTS.tobytes())
@@ -226,7 +242,6 @@ class TestVosk:
     @pytest.mark.parametrize(
         "message",
         [
-            b"1",
             "",
             "[]",
             "{}",

@@ -46,9 +46,9 @@ class SherpaProtocol(Protocol):
         self._segment = 0
 
     def receive(self, message: Message) -> Iterable[Action]:
-        """Take audio or ``Done``."""
+        """Take audio or ``Done``; audio that a recorder still had on its way behind that is passed over."""
         if self._done:
-            raise ProtocolError(UNSUPPORTED, f"Nothing may follow {DONE!r}.")
+            return ()
         if isinstance(message, str) and message != DONE:
             raise ProtocolError(UNSUPPORTED, f"Expected binary float32 samples or the text {DONE!r}.")
         audio = Audio(pcm(message, "<f4")) if isinstance(message, bytes) else End()

@@ -38,8 +38,8 @@ from onebest_server.protocol import (
     Send,
     SetHotwords,
     fit_hotwords,
-    pcm,
 )
+from onebest_server.protocols.pcm import PcmReader
 
 DEFAULT_RATE = 8000
 #: In a list of phrases it stands for all other words, which a hotword does not exclude.
@@ -53,17 +53,18 @@ class VoskProtocol(Protocol):
         super().__init__(handshake)
         self._open = Open(DEFAULT_RATE, lenient=True)
         self._words = True
+        self._pcm = PcmReader("<i2")
         self._is_open = self._eof = False
         self._segments: deque[Segment] = deque()
         self._endings: deque[Close | None] = deque()
         self._before_seconds = 0.0
 
     def receive(self, message: Message) -> Iterable[Action]:
-        """Take audio, a configuration, ``eof`` or ``reset``."""
+        """Take audio, a configuration, ``eof`` or ``reset``; what comes behind ``eof`` is passed over."""
         if self._eof:
-            raise ProtocolError(UNSUPPORTED, "Nothing may follow eof.")
+            return ()
         if isinstance(message, bytes):
-            return [*self._begin(), Audio(pcm(message, "<i2"), reply=True)]
+            return [*self._begin(), Audio(self._pcm.read(message), reply=True)]
         fields = _read_object(message)
         if "config" in fields:
             return self._configure(fields["config"])
@@ -78,7 +79,7 @@ class VoskProtocol(Protocol):
     def _begin(self) -> list[Action]:
         if self._is_open:
             return []
-        self._is_open = True
+        self._is_open, self._pcm = True, PcmReader("<i2")
         return [self._open]
 
     def _configure(self, config: Any) -> list[Action]:
