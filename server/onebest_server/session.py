@@ -158,6 +158,11 @@ class Session:
         """Whether an utterance has begun whose text is not complete."""
         return self._unfinished > 0
 
+    @property
+    def awaits_text(self) -> bool:
+        """Whether the client has ended an utterance whose text is not complete."""
+        return self._unfinished > self._open
+
     def tell(self, event: Event) -> None:
         """Hand an event to the protocol."""
         if not self.closed:
@@ -288,7 +293,7 @@ class Session:
 
     def _is_waiting_for_client(self) -> bool:
         is_behind = self.job.queued_seconds > 0 and self.job.has_work
-        return not is_behind and self._unfinished == self._open
+        return not is_behind and not self.awaits_text
 
     def _leave_idle(self, reason: str) -> None:
         """Close an idle client; one that said something gets its text first."""

@@ -1,6 +1,7 @@
 """The TCP port of Wyoming: bytes in and out, each event one message of ``protocols.wyoming``.
 
-As with websockets, a client is read no faster than it is decoded, and cut off when it does not read.
+As with websockets, a client is read no faster than it is decoded, and cut off when it does not read. One
+that closes its own side behind its audio, as a pipe does, still gets the text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import secrets
 from dataclasses import replace
 
 from onebest_server.limits import Limits
-from onebest_server.protocol import INVALID_DATA, POLICY, Failed, Handshake, Message, ProtocolError
+from onebest_server.protocol import INVALID_DATA, NORMAL, POLICY, Failed, Handshake, Message, ProtocolError
 from onebest_server.protocols.wyoming import PATH, WyomingEvent, WyomingProtocol, measure
 from onebest_server.session import Outlet, Session
 from onebest_server.sessions import Sessions
@@ -24,10 +25,15 @@ FULL = "The server has as many clients as it may."
 
 
 class TcpOutlet(Outlet):
-    """A TCP connection as a session sees it."""
+    """A TCP connection as a session sees it.
+
+    Attributes:
+        ended: set once there is nothing more to say.
+    """
 
     def __init__(self, writer: asyncio.StreamWriter, unread_bytes: int, sessions: Sessions):
         self._writer, self._most, self._sessions = writer, unread_bytes, sessions
+        self.ended = asyncio.Event()
 
     def send(self, message: Message) -> None:
         """Send a message; cut the connection if too much is waiting."""
@@ -45,6 +51,7 @@ class TcpOutlet(Outlet):
 
     def close(self, code: int, reason: str) -> None:
         """Send the end once everything is sent; the client then closes, or is cut off."""
+        self.ended.set()
         self._writer.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._writer.transport.abort)
 
@@ -110,7 +117,11 @@ class WyomingListener:
         try:
             await self._read(reader, outlet, session)
             await _await_close(reader)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except asyncio.IncompleteReadError:
+            if session.awaits_text:
+                session.finish_early(NORMAL, "")
+                await outlet.ended.wait()
+        except ConnectionError:
             pass
         finally:
             session.detach(outlet, clean=True)

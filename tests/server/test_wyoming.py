@@ -323,6 +323,29 @@ class TestTcp:
         self.run(talk)
         assert len(handled) < 1000
 
+    @pytest.mark.parametrize("has_stop", [True, False])
+    def test_a_client_that_closes_its_side(self, has_stop):
+        """It gets the text of what it ended; where it ended nothing, its session ends."""
+        samples, text = recording()
+
+        async def talk(server):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.wyoming_port)
+            for start in range(0, len(samples), 16000):
+                piece = samples[start : start + 16000].tobytes()
+                writer.write(WyomingEvent("audio-chunk", FORMAT, piece).to_bytes())
+            if has_stop:
+                writer.write(WyomingEvent("audio-stop").to_bytes())
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            while server.sessions.connected:
+                await asyncio.sleep(0.01)
+            return answer
+
+        answer = self.run(talk)
+        assert (json.dumps(text).encode() in answer) is has_stop
+        assert (b"transcript-stop" in answer) is has_stop
+
     def test_a_text_is_completed_when_the_server_stops(self):
         samples, text = recording()
 
