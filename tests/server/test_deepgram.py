@@ -101,6 +101,8 @@ class TestParameters:
         protocol = make(endpointing="false")
         protocol.receive(INTS.tobytes())
         assert texts(sent(protocol.handle(Stepped((HELLO,), NOTHING, 4.0)))) == [("hello there", True, False)]
+        say(protocol, "CloseStream")
+        assert texts(sent(protocol.handle(Finished((AGAIN,), NOTHING, 6.0)))) == [("again", True, False)]
 
     def test_keyterms(self):
         protocol = make(("keyterm", "a b"), ("keyterm", "c"), ("keywords", "d:2"))
@@ -124,6 +126,15 @@ class TestMessages:
         assert change == SetHotwords((), lenient=True)
         assert sent([success])[0]["type"] == "ConfigureSuccess"
         assert "keyterms" not in sent(say(protocol, "Configure"))[0]
+
+    @pytest.mark.parametrize("keyterms", [["a"] * 4, ["a" * 101]])
+    def test_too_many_keyterms_in_mid_stream_do_not_end_it(self, keyterms):
+        protocol = make(("keyterm", "b"))
+        protocol.receive(INTS.tobytes())
+        (failure,) = sent(say(protocol, "Configure", keyterms=keyterms))
+        assert (failure["type"], failure["code"]) == ("ConfigureFailure", "CONFIGURE_KEYTERM_LIMIT_EXCEEDED")
+        say(protocol, "Finalize")
+        assert next(iter(protocol.receive(INTS.tobytes()))).hotwords == ("b",)
 
     def test_finalize_is_an_end_and_a_beginning_and_times_go_on(self):
         protocol = make()

@@ -41,6 +41,7 @@ from onebest_server.protocol import (
 from onebest_server.protocols.pcm import MOST_CHANNELS, PcmReader
 
 ENCODINGS = {"linear16": "<i2", "linear32": "<f4"}
+_TOO_MANY_KEYTERMS = "CONFIGURE_KEYTERM_LIMIT_EXCEEDED"
 
 
 class DeepgramProtocol(Protocol):
@@ -122,7 +123,11 @@ class DeepgramProtocol(Protocol):
             return [_send(answer)]
         if not isinstance(keyterms, list) or not all(isinstance(term, str) for term in keyterms):
             raise ProtocolError(INVALID_DATA, "Expected keyterms to be a list of texts.")
-        self._keyterms = self._check_keyterms(tuple(keyterms))
+        try:
+            self._keyterms = self._check_keyterms(tuple(keyterms))
+        except ProtocolError as error:
+            failure = {"type": "ConfigureFailure", "code": _TOO_MANY_KEYTERMS, "description": error.reason}
+            return [_send(answer | failure)]
         change = [SetHotwords(self._keyterms, lenient=True)] if self._is_open else []
         return [*change, _send(answer | {"keyterms": keyterms})]
 
@@ -177,7 +182,8 @@ class DeepgramProtocol(Protocol):
         yield from self._describe_ended(ended)
         yield from self._start_of_speech(last)
         is_finalize = ending == "Finalize"
-        yield self._results(last, event.seconds, is_final=True, speech_final=True, from_finalize=is_finalize)
+        flags = {"speech_final": self._has_endpoints, "from_finalize": is_finalize}
+        yield self._results(last, event.seconds, is_final=True, **flags)
         yield from self._take_words(last)
         yield from self._end_of_utterance(event.seconds)
         self._before += event.seconds
