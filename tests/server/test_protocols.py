@@ -239,6 +239,26 @@ class TestVosk:
         protocol.receive(INTS.tobytes())
         assert sent(protocol.handle(Accepted((HELLO,), NOTHING, 4.0))) == [{"text": "hello there"}]
 
+    def test_alternatives_if_asked(self):
+        protocol = VoskProtocol(Handshake())
+        list(protocol.receive('{"config": {"max_alternatives": 3}}'))
+        protocol.receive(INTS.tobytes())
+        (answer,) = sent(protocol.handle(Accepted((HELLO,), NOTHING, 4.0)))
+        assert list(answer) == ["alternatives"]
+        (best,) = answer["alternatives"]
+        assert (best["text"], best["confidence"]) == ("hello there", 0.8)
+        assert [word["word"] for word in best["result"]] == ["hello", "there"]
+        assert sent(protocol.handle(Accepted((), HELLO, 4.0))) == [{"partial": "hello there"}]
+        assert sent(protocol.handle(Finished((), NOTHING, 4.0))) == [
+            {"alternatives": [{"confidence": 1.0, "text": ""}]}
+        ]
+
+    @pytest.mark.parametrize("most", [0, None, "many", False])
+    def test_no_alternatives(self, most):
+        protocol = VoskProtocol(Handshake())
+        list(protocol.receive(json.dumps({"config": {"max_alternatives": most}})))
+        assert sent(protocol.handle(Finished((), NOTHING, 4.0))) == [{"text": ""}]
+
     @pytest.mark.parametrize(
         "message",
         [

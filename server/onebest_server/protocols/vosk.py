@@ -2,9 +2,9 @@
 
 Client: first, if it likes, ``{"config": {"sample_rate", "words", "phrase_list", ...}}``, which has no
 reply; then binary messages, int16 little-endian mono. Server: ``{"partial"}`` while a segment runs,
-``{"text"}`` with ``"result"`` (its words) once it ended; after ``eof`` the rest, and the connection is
-closed. ``reset`` completes the text and begins anew; another rate counts from there on. Times go on over
-both.
+``{"text"}`` with ``"result"`` (its words) once it ended, in a list of ``"alternatives"`` where some are
+asked for; after ``eof`` the rest, and the connection is closed. ``reset`` completes the text and begins
+anew; another rate counts from there on. Times go on over both.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class VoskProtocol(Protocol):
     def __init__(self, handshake: Handshake):
         super().__init__(handshake)
         self._open = Open(DEFAULT_RATE, lenient=True)
-        self._words = True
+        self._words, self._has_alternatives = True, False
         self._pcm = PcmReader("<i2")
         self._is_open = self._eof = False
         self._segments: deque[Segment] = deque()
@@ -89,6 +89,9 @@ class VoskProtocol(Protocol):
         if "sample_rate" in config:
             self._open = replace(self._open, sample_rate=_read_rate(config["sample_rate"]))
         self._words = bool(config.get("words", self._words))
+        if "max_alternatives" in config:
+            most = config["max_alternatives"]
+            self._has_alternatives = isinstance(most, (int, float)) and most > 0
         if "phrase_list" not in config:
             return []
         phrases = config["phrase_list"] or []
@@ -121,8 +124,13 @@ class VoskProtocol(Protocol):
     def _text(self, segments: Iterable[Segment]) -> Send:
         segments = list(segments)
         answer: dict[str, Any] = {"text": " ".join(segment.text for segment in segments)}
-        words = self._describe(segments) if self._words else []
-        return _send({"result": words, **answer} if words else answer)
+        words = self._describe(segments)
+        if words and self._words:
+            answer = {"result": words, **answer}
+        if self._has_alternatives:
+            confidence = sum(word["conf"] for word in words) / len(words) if words else 1.0
+            answer = {"alternatives": [{"confidence": round(confidence, 6), **answer}]}
+        return _send(answer)
 
     def _describe(self, segments: Sequence[Segment]) -> list[dict[str, Any]]:
         return [
