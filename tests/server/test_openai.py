@@ -106,6 +106,46 @@ class TestSession:
         assert updated["session"]["turn_detection"] is None
         assert append(protocol)[0] == Open(24000, lenient=True)
 
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"openai-beta": "realtime=v1"},
+            {"sec-websocket-protocol": "realtime, openai-insecure-api-key.a, openai-beta.realtime-v1"},
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("query", "kind"),
+        [({"intent": "transcription"}, "transcription_session.created"), ({}, "session.created")],
+    )
+    def test_clients_of_the_beta_are_greeted_as_there(self, headers, query, kind):
+        (created,) = sent(OpenaiProtocol(Handshake(headers=headers, query=query)).greet())
+        assert created["type"] == kind
+        assert ("input_audio_format" in created["session"]) is bool(query)
+
+    def test_the_older_shape_in_the_newer_event(self):
+        protocol = make()
+        session = {"turn_detection": None, "input_audio_transcription": {"keywords": ["a"]}}
+        (updated,) = sent(say(protocol, "session.update", session=session))
+        assert updated["session"]["audio"]["input"]["turn_detection"] is None
+        assert append(protocol)[0] == Open(24000, ("a",), lenient=True)
+
+    @pytest.mark.parametrize(
+        "session",
+        [
+            {"type": None, "audio": None, "include": None},
+            {"audio": {"input": None}},
+            {"audio": {"input": {"format": None, "transcription": None}}},
+            {"audio": {"input": {"format": {"type": "audio/pcm", "rate": None}}}},
+            {"audio": {"input": {"transcription": {"model": None, "keywords": None, "prompt": None}}}},
+            {"audio": {"input": {"turn_detection": {"type": None, "silence_duration_ms": None}}}},
+        ],
+    )
+    def test_null_is_what_is_left_out(self, session):
+        protocol = make()
+        (updated,) = sent(say(protocol, "session.update", session=session))
+        assert updated["type"] == "session.updated"
+        assert append(protocol)[0] == Open(24000, silence_ms=500, lenient=True)
+
     def test_hotwords_change_during_audio(self):
         protocol = make()
         append(protocol)
@@ -155,7 +195,6 @@ class TestSession:
         [
             ({"format": {"type": "audio/pcmu"}}, "format"),
             ({"format": {"type": "audio/pcm", "rate": "x"}}, "format.rate"),
-            ({"format": None}, "format"),
             ({"transcription": 1}, "transcription"),
             ({"transcription": {"model": 1}}, "transcription.model"),
             ({"transcription": {"keywords": "a"}}, "transcription.keywords"),

@@ -35,7 +35,7 @@ from onebest_server.protocol import (
     Send,
     SetHotwords,
 )
-from onebest_server.protocols.openai_session import Configuration, Refusal, read_update
+from onebest_server.protocols.openai_session import Configuration, Refusal, is_of_beta, read_update
 from onebest_server.protocols.pcm import PcmReader
 
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
@@ -99,7 +99,7 @@ class OpenaiProtocol(Protocol):
 
     def greet(self) -> Iterable[Action]:
         """Tell the client of its session."""
-        return [self._send("session.created", session=self._configuration.describe(self._name))]
+        return [self._tell_session("created", is_of_beta(self.handshake))]
 
     def receive(self, message: Message) -> Iterable[Action]:
         """Take one of the client's events."""
@@ -157,9 +157,8 @@ class OpenaiProtocol(Protocol):
     # The client's events.
 
     def _update(self, event: dict[str, Any], is_flat: bool) -> list[Action]:
-        configuration = read_update(
-            self._configuration, event.get("session"), is_flat, self.handshake.limits.hotwords
-        )
+        most = self.handshake.limits.hotwords
+        configuration = read_update(self._configuration, event.get("session"), most)
         actions: list[Action] = []
         if self._open is not None:
             if configuration.sample_rate != self._configuration.sample_rate:
@@ -170,9 +169,7 @@ class OpenaiProtocol(Protocol):
             elif configuration.hotwords != self._configuration.hotwords:
                 actions.append(SetHotwords(configuration.hotwords, lenient=True))
         self._configuration = configuration
-        kind = "transcription_session.updated" if is_flat else "session.updated"
-        description = configuration.describe_flat if is_flat else configuration.describe
-        return [*actions, self._send(kind, session=description(self._name))]
+        return [*actions, self._tell_session("updated", is_flat)]
 
     def _append(self, audio: Any) -> list[Action]:
         try:
@@ -217,6 +214,12 @@ class OpenaiProtocol(Protocol):
         return [End()]
 
     # What the client is told.
+
+    def _tell_session(self, what: str, is_flat: bool) -> Send:
+        if is_flat:
+            session = self._configuration.describe_flat(self._name)
+            return self._send(f"transcription_session.{what}", session=session)
+        return self._send(f"session.{what}", session=self._configuration.describe(self._name))
 
     def _tell(self, utterance: _Utterance, progress: Progress) -> Iterator[Action]:
         if utterance.configuration.has_turns:

@@ -1,7 +1,8 @@
 """The session of OpenAI's realtime transcription: what a client may set, in both shapes that exist.
 
 The newer shape nests (``audio.input.format.rate``), the older one is flat (``input_audio_format``). A field
-that does not concern recognition, such as the name of a model, is taken and has no effect.
+that does not concern recognition, such as the name of a model, is taken and has no effect. Null is what is
+left out, as where clients write down all that they know; only as ``turn_detection`` it says something.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from onebest.errors import OnebestError
 from onebest.samples import HIGHEST_RATE, LOWEST_RATE
-from onebest_server.protocol import LONGEST_HOTWORD, SHORTEST_SILENCE_MS
+from onebest_server.protocol import LONGEST_HOTWORD, SHORTEST_SILENCE_MS, Handshake
 from onebest_server.protocols.pcm import is_rate
 
 SAMPLE_RATE = 24000
@@ -103,24 +104,30 @@ class Configuration:
         }
 
 
-def read_update(
-    configuration: Configuration, session: Any, is_flat: bool, most_hotwords: int
-) -> Configuration:
-    """Return a configuration with what an update sets; what it leaves out stays.
+def is_of_beta(handshake: Handshake) -> bool:
+    """Return whether a client waits for the older shape, that of OpenAI's beta; browsers say so otherwise."""
+    says_so = "realtime=v1" in handshake.headers.get("openai-beta", "")
+    says_so |= "openai-beta.realtime-v1" in handshake.headers.get("sec-websocket-protocol", "")
+    return says_so and handshake.query.get("intent") == "transcription"
+
+
+def read_update(configuration: Configuration, session: Any, most_hotwords: int) -> Configuration:
+    """Return a configuration with what an update in either shape sets; what it leaves out stays.
 
     Raises:
         Refusal: a field has a value that cannot be used.
     """
     session = _object(session, "session")
-    if session.get("type", "transcription") != "transcription":
+    if _value(session, "type", "transcription") != "transcription":
         raise Refusal(
             "Expected a session of type transcription; this server only transcribes.", "session.type"
         )
-    if is_flat:
+    audio = _value(session, "audio", None)
+    if audio is None:
         given, names = session, ("input_audio_format", "input_audio_transcription", "turn_detection")
     else:
-        audio = _object(session.get("audio", {}), "session.audio")
-        given = _object(audio.get("input", {}), "session.audio.input")
+        audio = _object(audio, "session.audio")
+        given = _object(_value(audio, "input", {}), "session.audio.input")
         names = ("format", "transcription", "turn_detection")
     for name, read in zip(names, (_read_format, _read_transcription, _read_turns), strict=True):
         if name in given:
@@ -136,10 +143,12 @@ def read_update(
 
 
 def _read_format(configuration: Configuration, given: Any) -> Configuration:
+    if given is None:
+        return configuration
     given = {"type": "audio/pcm"} if given == "pcm16" else given
     if not isinstance(given, dict) or given.get("type") != "audio/pcm":
         raise Refusal("Expected a format of audio/pcm (pcm16): int16, little-endian, mono.", "format")
-    rate = given.get("rate", SAMPLE_RATE)
+    rate = _value(given, "rate", SAMPLE_RATE)
     if not is_rate(rate):
         raise Refusal(f"Expected a rate of {LOWEST_RATE} to {HIGHEST_RATE}.", "format.rate")
     return replace(configuration, sample_rate=rate)
@@ -147,7 +156,7 @@ def _read_format(configuration: Configuration, given: Any) -> Configuration:
 
 def _read_transcription(configuration: Configuration, given: Any) -> Configuration:
     given = _object(given or {}, "transcription")
-    model, keywords = given.get("model", configuration.model), given.get("keywords", [])
+    model, keywords = _value(given, "model", configuration.model), _value(given, "keywords", [])
     if not isinstance(model, str):
         raise Refusal("Expected model to be a text.", "transcription.model")
     if not isinstance(keywords, list) or not all(_is_keyword(keyword) for keyword in keywords):
@@ -165,15 +174,20 @@ def _read_turns(configuration: Configuration, given: Any) -> Configuration:
     if given is None:
         return replace(configuration, silence_ms=None)
     given = _object(given, "turn_detection")
-    if given.get("type", "server_vad") not in ("server_vad", "semantic_vad"):
+    if _value(given, "type", "server_vad") not in ("server_vad", "semantic_vad"):
         raise Refusal("Expected turn_detection to be server_vad or null.", "turn_detection.type")
-    silence = given.get("silence_duration_ms", SILENCE_MS)
+    silence = _value(given, "silence_duration_ms", SILENCE_MS)
     if type(silence) is not int or not 0 <= silence <= LONGEST_SILENCE_MS:
         raise Refusal(
             f"Expected silence_duration_ms of 0 to {LONGEST_SILENCE_MS}.",
             "turn_detection.silence_duration_ms",
         )
     return replace(configuration, silence_ms=max(SHORTEST_SILENCE_MS, silence))
+
+
+def _value(given: dict[str, Any], name: str, default: Any) -> Any:
+    value = given.get(name)
+    return default if value is None else value
 
 
 def _object(given: Any, name: str) -> dict[str, Any]:
