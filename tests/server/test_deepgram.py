@@ -63,6 +63,10 @@ class TestAudio:
         protocol = make(encoding="linear32")
         assert samples_of(protocol.receive(np.array([0.5], "<f4").tobytes())) == [[0.5]]
 
+    @pytest.mark.parametrize(("encoding", "samples"), [("mulaw", [0, -32124]), ("alaw", [848, -5504])])
+    def test_telephones(self, encoding, samples):
+        assert samples_of(make(encoding=encoding).receive(b"\xff\x00")) == [samples]
+
     def test_channels_are_mixed(self):
         protocol = make(channels="2")
         samples = np.array([16384, 0, -16384, -16384], "<i2")

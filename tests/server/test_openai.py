@@ -130,6 +130,36 @@ class TestSession:
         assert append(protocol)[0] == Open(24000, ("a",), lenient=True)
 
     @pytest.mark.parametrize(
+        ("name", "flat_name", "rate", "samples"),
+        [
+            ("audio/pcm", "pcm16", 24000, [0x00FF]),
+            ("audio/pcmu", "g711_ulaw", 8000, [0, -32124]),
+            ("audio/pcma", "g711_alaw", 8000, [848, -5504]),
+        ],
+    )
+    @pytest.mark.parametrize("is_flat", [True, False])
+    def test_formats(self, name, flat_name, rate, samples, is_flat):
+        protocol = make()
+        if is_flat:
+            (updated,) = sent(
+                say(protocol, "transcription_session.update", session={"input_audio_format": flat_name})
+            )
+            assert updated["session"]["input_audio_format"] == flat_name
+        else:
+            (updated,) = sent(update(protocol, format={"type": name}))
+            assert updated["session"]["audio"]["input"]["format"] == {"type": name, "rate": rate}
+        opened, audio = append(protocol, np.array([0xFF, 0x00], "u1"))
+        assert (opened.sample_rate, audio.samples.tolist()) == (rate, samples)
+        commit(protocol)
+        assert samples_of(append(protocol, np.array([0xFF, 0x00], "u1"))) == [samples]
+
+    def test_the_format_cannot_change_during_audio(self):
+        protocol = make()
+        append(protocol)
+        assert error_of(update(protocol, format={"type": "audio/pcmu"}))["param"] == "session"
+        assert samples_of(append(protocol)) == [[100, -100]]
+
+    @pytest.mark.parametrize(
         "session",
         [
             {"type": None, "audio": None, "include": None},
@@ -193,7 +223,8 @@ class TestSession:
     @pytest.mark.parametrize(
         ("given", "param"),
         [
-            ({"format": {"type": "audio/pcmu"}}, "format"),
+            ({"format": {"type": "audio/mpeg"}}, "format"),
+            ({"format": ["pcm16"]}, "format"),
             ({"format": {"type": "audio/pcm", "rate": "x"}}, "format.rate"),
             ({"transcription": 1}, "transcription"),
             ({"transcription": {"model": 1}}, "transcription.model"),

@@ -40,7 +40,7 @@ from onebest_server.protocol import (
 )
 from onebest_server.protocols.pcm import MOST_CHANNELS, PcmReader
 
-ENCODINGS = {"linear16": "<i2", "linear32": "<f4"}
+ENCODINGS = {"linear16": "<i2", "linear32": "<f4", "mulaw": "mulaw", "alaw": "alaw"}
 _TOO_MANY_KEYTERMS = "CONFIGURE_KEYTERM_LIMIT_EXCEEDED"
 
 

@@ -91,7 +91,7 @@ class OpenaiProtocol(Protocol):
         super().__init__(handshake)
         self._name = f"sess_{secrets.token_hex(10)}"
         self._configuration = Configuration()
-        self._pcm = PcmReader("<i2")
+        self._pcm = PcmReader(self._configuration.format.encoding)
         self._open: _Utterance | None = None
         self._utterances: deque[_Utterance] = deque()
         self._before = 0.0
@@ -159,10 +159,12 @@ class OpenaiProtocol(Protocol):
     def _update(self, event: dict[str, Any], is_flat: bool) -> list[Action]:
         most = self.handshake.limits.hotwords
         configuration = read_update(self._configuration, event.get("session"), most)
+        if configuration.format != self._configuration.format:
+            if self._open is not None:
+                raise Refusal("Format and rate can only change while the buffer is empty.", "session")
+            self._pcm = PcmReader(configuration.format.encoding)
         actions: list[Action] = []
         if self._open is not None:
-            if configuration.sample_rate != self._configuration.sample_rate:
-                raise Refusal("The rate can only change while the buffer is empty.", "session")
             if configuration.silence_ms != self._configuration.silence_ms:
                 self._open = None  # the next one is of the new kind
                 actions.append(End())
@@ -177,7 +179,7 @@ class OpenaiProtocol(Protocol):
         except (binascii.Error, ValueError):
             data = None
         if data is None:
-            raise Refusal("Expected audio to be base64 of int16 little-endian samples.", "audio")
+            raise Refusal("Expected audio to be base64 of samples in the session's format.", "audio")
         samples = self._pcm.read(data)
         begin = [] if self._open is not None else [self._begin()]
         assert self._open is not None
@@ -189,7 +191,7 @@ class OpenaiProtocol(Protocol):
         self._open = _Utterance(configuration)
         self._utterances.append(self._open)
         return Open(
-            configuration.sample_rate,
+            configuration.format.sample_rate,
             configuration.hotwords,
             silence_ms=configuration.silence_ms,
             lenient=True,
@@ -210,7 +212,7 @@ class OpenaiProtocol(Protocol):
         return self._end()
 
     def _end(self) -> list[Action]:
-        self._open, self._pcm = None, PcmReader("<i2")
+        self._open, self._pcm = None, PcmReader(self._configuration.format.encoding)
         return [End()]
 
     # What the client is told.

@@ -8,17 +8,33 @@ left out, as where clients write down all that they know; only as ``turn_detecti
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from onebest.errors import OnebestError
 from onebest.samples import HIGHEST_RATE, LOWEST_RATE
 from onebest_server.protocol import LONGEST_HOTWORD, SHORTEST_SILENCE_MS, Handshake
 from onebest_server.protocols.pcm import is_rate
 
-SAMPLE_RATE = 24000
 SILENCE_MS = 500
 LONGEST_SILENCE_MS = 60000
 LOGPROBS = "item.input_audio_transcription.logprobs"
+
+
+class Format(NamedTuple):
+    """A format of audio: its newer and its older name, what ``PcmReader`` calls it, and its rate, Hz."""
+
+    name: str
+    flat_name: str
+    encoding: str
+    sample_rate: int
+
+
+PCM = Format("audio/pcm", "pcm16", "<i2", 24000)
+FORMATS = (
+    PCM,
+    Format("audio/pcmu", "g711_ulaw", "mulaw", 8000),
+    Format("audio/pcma", "g711_alaw", "alaw", 8000),
+)
 
 
 class Refusal(OnebestError, ValueError):
@@ -39,14 +55,14 @@ class Configuration:
     """How a session is set up.
 
     Attributes:
-        sample_rate: of the audio, Hz.
+        format: of the audio; its rate may be another one than usual.
         silence_ms: the silence that ends a turn; None without turn detection.
         hotwords: words and phrases to expect.
         model: what the client calls the model; it is told so again.
         has_logprobs: whether ``completed`` has the tokens' log probabilities.
     """
 
-    sample_rate: int = SAMPLE_RATE
+    format: Format = PCM
     silence_ms: int | None = SILENCE_MS
     hotwords: tuple[str, ...] = ()
     model: str = "onebest"
@@ -66,7 +82,7 @@ class Configuration:
             "include": self._include(),
             "audio": {
                 "input": {
-                    "format": {"type": "audio/pcm", "rate": self.sample_rate},
+                    "format": {"type": self.format.name, "rate": self.format.sample_rate},
                     "noise_reduction": None,
                     "transcription": self._transcription(),
                     "turn_detection": self._turn_detection(),
@@ -80,7 +96,7 @@ class Configuration:
             "object": "realtime.transcription_session",
             "id": name,
             "include": self._include(),
-            "input_audio_format": "pcm16",
+            "input_audio_format": self.format.flat_name,
             "input_audio_noise_reduction": None,
             "input_audio_transcription": self._transcription(),
             "turn_detection": self._turn_detection(),
@@ -145,13 +161,15 @@ def read_update(configuration: Configuration, session: Any, most_hotwords: int) 
 def _read_format(configuration: Configuration, given: Any) -> Configuration:
     if given is None:
         return configuration
-    given = {"type": "audio/pcm"} if given == "pcm16" else given
-    if not isinstance(given, dict) or given.get("type") != "audio/pcm":
-        raise Refusal("Expected a format of audio/pcm (pcm16): int16, little-endian, mono.", "format")
-    rate = _value(given, "rate", SAMPLE_RATE)
+    fields = given if isinstance(given, dict) else {"type": given}
+    known = next((known for known in FORMATS if fields.get("type") in (known.name, known.flat_name)), None)
+    if known is None:
+        names = ", ".join(f"{known.name} ({known.flat_name})" for known in FORMATS)
+        raise Refusal(f"Expected a format of {names}, mono.", "format")
+    rate = _value(fields, "rate", known.sample_rate)
     if not is_rate(rate):
         raise Refusal(f"Expected a rate of {LOWEST_RATE} to {HIGHEST_RATE}.", "format.rate")
-    return replace(configuration, sample_rate=rate)
+    return replace(configuration, format=known._replace(sample_rate=rate))
 
 
 def _read_transcription(configuration: Configuration, given: Any) -> Configuration:
