@@ -109,7 +109,8 @@ class TestParameters:
         assert texts(sent(protocol.handle(Finished((AGAIN,), NOTHING, 6.0)))) == [("again", True, False)]
 
     def test_keyterms(self):
-        protocol = make(("keyterm", "a b"), ("keyterm", "c"), ("keywords", "d:2"))
+        keywords = ("keywords", "d:2"), ("keywords", "unwanted:-2.5")
+        protocol = make(("keyterm", "a b"), ("keyterm", "c"), *keywords)
         assert next(iter(protocol.receive(INTS.tobytes()))).hotwords == ("a b", "c", "d")
 
     @pytest.mark.parametrize("terms", [["a"] * 4, ["a" * 101]])

@@ -263,9 +263,10 @@ def _silence(query: Mapping[str, str]) -> int | None:
 
 
 def _keyterms(handshake: Handshake) -> tuple[str, ...]:
-    """Return what ``keyterm``, and the older ``keywords`` with a weight behind a colon, name."""
+    """Return what ``keyterm``, and the older ``keywords`` with a weight behind a colon, say to expect."""
     keyterms = [value for name, value in handshake.parameters if name == "keyterm"]
-    keywords = [value.partition(":")[0] for name, value in handshake.parameters if name == "keywords"]
+    weighted = [value.partition(":") for name, value in handshake.parameters if name == "keywords"]
+    keywords = [keyword for keyword, _, weight in weighted if not weight.strip().startswith("-")]
     return tuple(filter(None, keyterms + keywords))
 
 
