@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TextIO
+from types import TracebackType
+from typing import IO, Self, TextIO
 
 from onebest.errors import ConfigError, DataError
 from onebest.events import Event, FinalText, PartialText
@@ -20,7 +21,8 @@ Format = Callable[[PartialText | FinalText, int], list[str]]
 class TranscriptFile:
     """A file that holds all that was said so far, whenever the program ends: texts, subtitles or JSON lines.
 
-    The partial text stands at its end, and each new one is written over it.
+    The partial text stands at its end, and each new one is written over it. As a context that an error ends
+    before there was any text, it leaves no file, so that its name can be given again.
 
     Args:
         path: a file that does not exist yet; its ending, one of ``FORMATS``, says what goes in.
@@ -35,6 +37,7 @@ class TranscriptFile:
             raise ConfigError(f"{path}: expected a name that ends in {', '.join(FORMATS)}. Rename it.")
         self._path, self._format = path, FORMATS[path.suffix]
         self._final_bytes = self._final_entries = 0
+        self._partial = b""
         try:
             self._file: IO[bytes] = path.open("xb", buffering=0)
         except FileExistsError as error:
@@ -42,29 +45,48 @@ class TranscriptFile:
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error}. Name another file.") from error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if error is not None and not self._final_bytes and not self._partial:
+            self._path.unlink(missing_ok=True)
+
     def show(self, event: Event) -> None:
         """Write the text of an event.
 
         Raises:
-            DataError: the disk is full or gone.
+            DataError: the disk is full or gone; what was written before stays.
         """
         if not isinstance(event, (PartialText, FinalText)):
             return
         entries = self._format(event, self._final_entries) if event.text else []
         content = "".join(entries).encode()
         try:
-            self._file.seek(self._final_bytes)
-            self._file.write(content)
-            self._file.truncate()
+            self._write(content)
         except OSError as error:
+            with suppress(OSError):
+                self._write(self._partial)  # there was room for it
             raise DataError(f"{self._path} cannot be written any more: {error}") from error
         if isinstance(event, FinalText):
             self._final_bytes += len(content)
             self._final_entries += len(entries)
+            content = b""
+        self._partial = content
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _write(self, content: bytes) -> None:
+        """Write behind the final texts; a disk that is nearly full takes a part and complains of the rest."""
+        self._file.seek(self._final_bytes)
+        while content:
+            content = content[self._file.write(content) :]
+        self._file.truncate()
 
 
 class CommandPipe:

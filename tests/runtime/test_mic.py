@@ -171,6 +171,13 @@ def test_no_microphone_is_a_clear_error(tmp_path):
     assert re.fullmatch(r"onebest mic: (Found no microphone|Recording needs PortAudio).*\n", done.stderr)
 
 
+def test_the_same_file_can_be_named_again_once_the_device_is_right(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert main(["mic", "--output", str(tmp_path / "talk.srt")]) == 1
+    assert "sounddevice" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

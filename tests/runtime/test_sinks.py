@@ -1,8 +1,9 @@
 """Files that are complete at every moment, and programs that read along."""
 
 import json
+import resource
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -93,6 +94,41 @@ def test_a_disk_that_is_gone(tmp_path):
     with pytest.raises(DataError, match="cannot be written any more"):
         sink.show(EVENTS[1])
     sink.close()
+
+
+@pytest.fixture
+def room():
+    """``room(size)``: from here on no file grows beyond so many bytes, as on a disk that is nearly full."""
+    before, limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, limit))
+
+
+@pytest.mark.parametrize("kind", [PartialText, FinalText])
+def test_a_disk_with_room_for_half_of_a_text(tmp_path, room, kind):
+    path = tmp_path / "talk.txt"
+    with closing(TranscriptFile(path)) as sink:
+        for event in EVENTS[3:5]:
+            sink.show(event)
+        room(20)
+        with pytest.raises(DataError, match="cannot be written any more"):
+            sink.show(said(kind, "how are you today", 3.0))
+    assert path.read_text() == "good morning\nhow\n"
+
+
+@pytest.mark.parametrize(("event", "remains"), [(EVENTS[0], False), (EVENTS[1], True), (EVENTS[3], True)])
+def test_an_error_before_there_is_text_leaves_no_file(tmp_path, event, remains):
+    path = tmp_path / "talk.txt"
+    with suppress(KeyboardInterrupt), TranscriptFile(path) as sink:
+        sink.show(event)
+        raise KeyboardInterrupt
+    assert path.exists() == remains
+
+
+def test_silence_leaves_an_empty_file(tmp_path):
+    with TranscriptFile(tmp_path / "talk.txt"):
+        pass
+    assert (tmp_path / "talk.txt").read_text() == ""
 
 
 def test_a_program_gets_the_finals_as_lines_while_they_come(tmp_path):

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         with ExitStack() as stack:
             sinks: list[_Sink] = []
             if arguments.output:
-                sinks.append(stack.enter_context(closing(TranscriptFile(arguments.output))))
+                sinks.append(stack.enter_context(TranscriptFile(arguments.output)))
             listener = stack.enter_context(_listen(arguments))
             if arguments.command:
                 sinks.append(stack.enter_context(closing(CommandPipe(arguments.command, sys.stderr))))
