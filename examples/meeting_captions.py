@@ -2,11 +2,12 @@
 
     python examples/meeting_captions.py meeting.srt
 
-Players and video editors load the file beside a recording that was started at the same time. Ctrl-C ends it.
+Players and video editors load the file beside a recording that was started at the same time. Ctrl-C ends it,
+after the last words.
 """
 
 import argparse
-from contextlib import closing, suppress
+import signal
 from pathlib import Path
 
 import onebest
@@ -18,8 +19,9 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="the subtitles, a name that ends in .srt")
     parser.add_argument("--device", help="a number or a part of a name; see onebest mic --list-devices")
     arguments = parser.parse_args()
-    with closing(TranscriptFile(arguments.file)) as captions, suppress(KeyboardInterrupt):
-        for event in onebest.listen(device=arguments.device):
+    with TranscriptFile(arguments.file) as captions, onebest.listen(device=arguments.device) as listener:
+        signal.signal(signal.SIGINT, lambda *_: listener.stop())
+        for event in listener:
             captions.show(event)
             match event:
                 case onebest.FinalText(text=text):

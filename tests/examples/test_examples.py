@@ -63,14 +63,16 @@ def test_every_example_is_tested():
 
 
 def test_meeting_captions(run, sound_server, clip, tmp_path):
+    """Ctrl-C comes right behind the last word, and the whole sentence is there."""
     process = run("meeting_captions.py", tmp_path / "meeting.srt")
     assert process.stdout.readline().startswith("(Listening to default")
     sound_server.play(clip)
-    assert len(process.stdout.readline().split()) > 7
     process.send_signal(signal.SIGINT)
+    (line,) = process.stdout.read().splitlines()
     assert process.wait(WAIT_SECONDS) == 0
+    assert len(line.split()) > 7
     cues = (tmp_path / "meeting.srt").read_text().strip().split("\n\n")
-    assert cues
+    assert " ".join(cue.split("\n", 2)[2] for cue in cues).replace("\n", " ") == line
     for number, cue in enumerate(cues, 1):
         assert re.match(rf"{number}\n00:00:\d\d,\d\d\d --> 00:00:\d\d,\d\d\d\n[a-z]", cue)
 
