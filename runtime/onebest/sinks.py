@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 from typing import IO, Self, TextIO
 
@@ -14,6 +16,8 @@ from onebest.errors import ConfigError, DataError
 from onebest.events import Event, FinalText, PartialText
 from onebest.subtitles import format_srt, make_cues
 
+#: A program that takes longer to end is worth a line on the terminal.
+PATIENCE_SECONDS = 1.0
 #: A text, and how many entries are in the file before it -> its entries.
 Format = Callable[[PartialText | FinalText, int], list[str]]
 
@@ -90,7 +94,7 @@ class TranscriptFile:
 
 
 class CommandPipe:
-    """A program that is started once and reads every final text as a line.
+    """A program that is started once and reads every final text as a line, in its own time.
 
     Ctrl-C does not reach it; it ends when its input does.
 
@@ -100,32 +104,63 @@ class CommandPipe:
     """
 
     def __init__(self, command: str, errors: TextIO):
-        self._command = command
+        self._command, self._errors = command, errors
         self._process = subprocess.Popen(
-            command, shell=True, text=True, stdin=subprocess.PIPE, stderr=errors, start_new_session=True
+            command,
+            shell=True,
+            text=True,
+            errors="backslashreplace",
+            stdin=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
         )
+        self._has_left = False
+        self._texts: SimpleQueue[str | None] = SimpleQueue()
+        self._writer = Thread(target=self._write, daemon=True)
+        self._writer.start()
 
     def show(self, event: Event) -> None:
-        """Pass a final text on.
+        """Pass a final text on; a program that is slow to read it holds nothing up.
 
         Raises:
             DataError: the program has ended.
         """
-        if not isinstance(event, FinalText):
-            return
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(event.text + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise DataError(f"The command {self._command!r} has ended. It gets no more text.") from error
+        if isinstance(event, FinalText):
+            self._check()
+            self._texts.put(event.text)
 
     def close(self) -> None:
-        """End its input and wait until it has ended."""
+        """End its input and wait until it has ended.
+
+        Raises:
+            DataError: the program had ended before, and ``show`` has not said so.
+        """
+        self._texts.put(None)
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            message = f"Waiting for the command {self._command!r} to end. Ctrl-C again does not wait for it."
+            print(message, file=self._errors, flush=True)
+            self._process.wait()
+        self._writer.join()
+        self._check()
+
+    def _write(self) -> None:
+        """Write the texts until there are no more, or nobody reads them."""
         assert self._process.stdin
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
+        try:
+            with self._process.stdin as program:
+                while (text := self._texts.get()) is not None:
+                    program.write(text + "\n")
+                    program.flush()
+        except BrokenPipeError:
+            self._has_left = True
+
+    def _check(self) -> None:
+        """Say once that the program does not read any more."""
+        if self._has_left:
+            self._has_left = False
+            raise DataError(f"The command {self._command!r} has ended. It gets no more text.")
 
 
 def _to_text(event: PartialText | FinalText, entries: int) -> list[str]:

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 
 import pytest
 
-from onebest import ConfigError, DataError, FinalText, Notice, PartialText
+from onebest import ConfigError, DataError, FinalText, Notice, PartialText, sinks
 from onebest.results import Word
 from onebest.sinks import FORMATS, CommandPipe, TranscriptFile
 
@@ -141,8 +141,40 @@ def test_a_program_gets_the_finals_as_lines_while_they_come(tmp_path):
 
 
 def test_a_program_that_has_ended():
+    """It is told once: by the text behind the one that nobody took, or at the end."""
     sink = CommandPipe("exit 3", sys.__stderr__)
     sink._process.wait()
+    sink.show(EVENTS[3])
+    sink._writer.join()
     with pytest.raises(DataError, match="'exit 3' has ended"):
-        sink.show(EVENTS[3])
+        sink.show(EVENTS[6])
     sink.close()
+
+
+def test_a_program_that_has_ended_before_the_last_text():
+    sink = CommandPipe("exit 3", sys.__stderr__)
+    sink._process.wait()
+    sink.show(EVENTS[3])
+    with pytest.raises(DataError, match="'exit 3' has ended"):
+        sink.close()
+
+
+def test_a_program_that_does_not_read_holds_nothing_up(tmp_path):
+    """It gets all texts once it reads, far more than fit into a pipe."""
+    command = "until [ -e go ]; do sleep 0.01; done; cat > got"
+    sink = CommandPipe(f"cd '{tmp_path}' && {command}", sys.__stderr__)
+    text = said(FinalText, "word " * 1000, 0.0)
+    for _ in range(100):
+        sink.show(text)
+    (tmp_path / "go").touch()
+    sink.close()
+    assert (tmp_path / "got").read_text() == (text.text + "\n") * 100
+
+
+def test_a_program_that_is_waited_for_is_named(tmp_path, monkeypatch):
+    """It ends as soon as it reads that it is waited for."""
+    monkeypatch.setattr(sinks, "PATIENCE_SECONDS", 0.0)
+    path = tmp_path / "errors"
+    with path.open("w") as errors:
+        CommandPipe(f"until grep -q Waiting {path}; do sleep 0.01; done", errors).close()
+    assert path.read_text().startswith("Waiting for the command 'until grep")
