@@ -48,12 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare_output() -> None:
     """Let a text be written whose letters the terminal lacks, and nothing where an output is closed."""
-    for name in ("stdout", "stderr"):
+    _fill_descriptors()
+    for number, name in ((1, "stdout"), (2, "stderr")):
         output = getattr(sys, name)
         if output is None:
-            setattr(sys, name, io.StringIO())
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
         elif isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")
+
+
+def _fill_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2: libraries would write into the file that has its number next."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
 
 def _find_module(name: str) -> str | None:

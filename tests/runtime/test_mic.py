@@ -64,6 +64,18 @@ def test_devices_are_listed(start):
     assert errors == ""
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_standard_error_may_be_closed(sound_server, closed):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *MIC, "--list-devices"],
+        env=os.environ | sound_server.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "default  (ALSA" in done.stdout
+
+
 def test_plain_lines_a_file_and_a_program(start, sound_server, clip, tmp_path):
     """A signal in the middle of a sentence: all that was said until then is everywhere."""
     path, copy = tmp_path / "talk.jsonl", tmp_path / "copy"
