@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from types import TracebackType
 from typing import TextIO
@@ -35,15 +36,27 @@ class LiveLine:
         if not self._is_terminal:
             return
         bar = "" if done is None else draw_bar(done) + " "
-        room = max(shutil.get_terminal_size().columns - 1 - len(bar), 0)
-        line = bar + (text if len(text) <= room else "..." + text[len(text) - room + 3 :])
+        room = self._count_columns() - 1
+        line = (bar + _shorten(text, max(room - len(bar), 0)))[:room]
         if line != self._shown:
             self._write(line)
+
+    def _count_columns(self) -> int:
+        """Return the width of the terminal, which need not be where standard output goes."""
+        try:
+            columns = os.get_terminal_size(self._output.fileno()).columns
+        except OSError:
+            columns = 0
+        return columns or shutil.get_terminal_size().columns
 
     def _write(self, line: str) -> None:
         self._shown = line
         self._output.write(_ERASE + line)
         self._output.flush()
+
+
+def _shorten(text: str, room: int) -> str:
+    return text if len(text) <= room else ("..." + text[len(text) - room + 3 :])[:room]
 
 
 def draw_bar(done: float) -> str:

@@ -58,7 +58,7 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
             type=_positive(type(default)),
             default=default,
             metavar="N",
-            help=f"{meaning} ({default:g})",
+            help=f"{meaning} ({default:.15g})",
         )
 
 

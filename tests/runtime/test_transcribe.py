@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from types import SimpleNamespace
 
 import numpy as np
@@ -298,6 +299,21 @@ def test_a_long_file_has_a_bar(tiny_folder, tmp_path):
 )
 def test_a_bar_stays_within_its_bounds(done, bar):
     assert draw_bar(done) == bar
+
+
+@pytest.mark.parametrize("columns", [3, 12, 25, 30, 60])
+@pytest.mark.parametrize("done", [None, 0.5])
+def test_a_live_line_never_wraps_in_its_own_terminal(columns, done, monkeypatch):
+    """Standard output is another place, which says nothing about the terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    with os.fdopen(ours, "rb", buffering=0) as received, os.fdopen(theirs, "w") as output:
+        LiveLine(output).show("word " * 20 + "end", done)
+        line = received.read(4096).decode().removeprefix("\r\x1b[K")
+    assert len(line) == columns - 1
+    if columns >= 60:
+        assert line.endswith(" word end")
 
 
 def test_a_pipe_gets_no_live_line():

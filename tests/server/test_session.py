@@ -1,5 +1,6 @@
 """Jobs, the scheduler and sessions by themselves, with a clock and streams that do as the test says."""
 
+import argparse
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from onebest.errors import AudioError
 from onebest_server.job import CHUNKS_A_TURN, MOST_PIECES, Job
-from onebest_server.limits import Limits, describe_limits
+from onebest_server.limits import Limits, add_limit_arguments, describe_limits
 from onebest_server.metrics import Metrics
 from onebest_server.protocol import (
     INTERNAL,
@@ -625,3 +626,11 @@ def test_limits_are_described():
     assert described["queue_seconds"][0] == Limits().queue_seconds
     assert all(meaning for _, meaning in described.values())
     assert len(described) == len(Limits.__dataclass_fields__)
+
+
+def test_the_help_spells_limits_out():
+    parser = argparse.ArgumentParser()
+    add_limit_arguments(parser)
+    words = " ".join(parser.format_help().split())
+    assert "(1048576)" in words
+    assert "e+" not in words
