@@ -87,9 +87,10 @@ class LiveView:
             self._partial = event.text
         elif isinstance(event, FinalText):
             self._partial = ""
-            self._console.print(Text.assemble((f"{format_clock(event.start)}  ", "dim"), event.text))
+            clock = f"{format_clock(event.start)}  "
+            self._console.print(Text.assemble((clock, "dim"), self._spell(event.text)))
         else:
-            self._console.print(Text(event.message, "yellow"))
+            self._console.print(Text(self._spell(event.message), "yellow"))
 
     def close(self) -> None:
         """Take the partial text and the status away; the finals stay."""
@@ -101,21 +102,29 @@ class LiveView:
         from rich.table import Table
         from rich.text import Text
 
+        # In a narrow terminal the name gives way, then the meter, and the figures stay.
         status = Table.grid(padding=(0, 2))
+        for is_figure in (False, True, True, False):
+            status.add_column(no_wrap=is_figure)
         loudness = 1 - self._status.level / LOWEST_METER_LEVEL
         status.add_row(
             ProgressBar(1.0, min(max(loudness, 0.0), 1.0), METER_CELLS),
-            f"{self._status.level:4.0f} dB",
-            f"{self._status.delay:.1f} s behind",
-            Text(self._status.device_name, "dim", no_wrap=True, overflow="ellipsis"),
+            Text(f"{self._status.level:4.0f} dB", overflow="crop"),
+            Text(f"{self._status.delay:.1f} s behind", overflow="crop"),
+            Text(self._spell(self._status.device_name), "dim", no_wrap=True, overflow="crop"),
         )
         if not self._partial:
             return status
-        return Group(Text(self._cut(self._partial), "italic"), status)
+        return Group(Text(self._cut(self._spell(self._partial)), "italic"), status)
 
     def _cut(self, text: str) -> str:
         room = max(self._console.width * PARTIAL_LINES - 20, 20)
         return text if len(text) <= room else "..." + text[len(text) - room + 3 :]
+
+    def _spell(self, text: str) -> str:
+        """Return a text as it will be written: what stands for letters that the terminal lacks takes room."""
+        encoding = self._console.encoding
+        return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def open_view(status: Status) -> LiveView | PlainView:

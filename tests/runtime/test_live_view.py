@@ -86,6 +86,29 @@ def test_a_long_partial_shows_its_end(terminal):
     assert lines[-2].endswith("word99")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [8, 20, 30, 50, 80])
+def test_the_status_is_one_line_of_any_terminal(encoding, width, monkeypatch):
+    """The figures stay where the name of the device has no room, nor letters that the terminal knows."""
+    monkeypatch.setattr(live_view, "REFRESHES_A_SECOND", 0.001)
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", newline="")
+    console = Console(file=output, force_terminal=True, width=width, height=12)
+    name = "Mikrofon des Geräts für Gespräche, rückwärts, 48000 Hz, analoges Stereo"
+    view = LiveView(SimpleNamespace(level=-30.0, delay=0.25, device_name=name), console)
+    view.close()
+
+    def draw():
+        lines = console.render_lines(view._draw(), pad=False)
+        written = ["".join(segment.text for segment in line).encode(encoding) for line in lines]
+        assert all(len(line.decode(encoding)) <= width for line in written)
+        return written
+
+    (status,) = draw()
+    assert width < 30 or b"-30 dB  0.2 s behind" in status
+    view.show(PartialText("übel " * 50, 0.0, 20.0))
+    assert draw()[-1] == status
+
+
 def test_plain_lines():
     texts, notices = io.StringIO(), io.StringIO()
     view = PlainView(texts, notices)
