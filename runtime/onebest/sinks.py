@@ -37,9 +37,10 @@ class TranscriptFile:
     """
 
     def __init__(self, path: Path):
-        if path.suffix not in FORMATS:
+        ending = path.suffix.lower()
+        if ending not in FORMATS:
             raise ConfigError(f"{path}: expected a name that ends in {', '.join(FORMATS)}. Rename it.")
-        self._path, self._format = path, FORMATS[path.suffix]
+        self._path, self._format = path, FORMATS[ending]
         self._final_bytes = self._final_entries = 0
         self._partial = b""
         try:

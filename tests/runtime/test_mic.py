@@ -196,6 +196,8 @@ def test_the_same_file_can_be_named_again_once_the_device_is_right(tmp_path, mon
         (["--output", "talk.pdf"], r"ends in \.txt, \.srt, \.jsonl"),
         (["--output", __file__.replace(".py", ".txt") + "/talk.txt"], "cannot be written"),
         (["--latency", "30"], "30"),
+        (["--server", "ws://127.0.0.1:9", "--beam", "4"], "own model and beam"),
+        (["--server", "ws://127.0.0.1:9", "--model", "my-bundle"], "own model and beam"),
     ],
 )
 def test_wrong_arguments_are_told_before_the_device_opens(arguments, words, tmp_path, monkeypatch, capfd):

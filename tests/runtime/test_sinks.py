@@ -49,7 +49,7 @@ def test_text(tmp_path):
 
 
 def test_subtitles(tmp_path):
-    *_, before, last = contents(tmp_path / "talk.srt")
+    *_, before, last = contents(tmp_path / "TALK.SRT")
     assert before == "1\n00:00:00,500 --> 00:00:02,400\ngood morning\n\n"
     assert last == before + "2\n00:00:03,000 --> 00:00:05,400\nhow are you\n\n"
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from onebest.cli import Command
 from onebest.commands.transcribe import add_beam_argument, add_hotword_argument
 from onebest.devices import list_devices
-from onebest.errors import DataError
+from onebest.errors import ConfigError, DataError
 from onebest.events import Event, Notice
 from onebest.listener import Listener, listen
 from onebest.live_view import open_view
@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--list-devices", action="store_true", help="print the microphones and end")
     parser.add_argument("--device", metavar="DEVICE", help="a number or a part of a name of that list")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="the model's folder (default: what ships)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="the model's folder, or OWNER/NAME of a fetched one (default: what ships)",
+    )
     parser.add_argument(
         "--latency",
         type=int,
@@ -78,8 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _listen(arguments: argparse.Namespace) -> Listener:
-    """Open the microphone, with the model loaded before it or the server found."""
+    """Open the microphone, with the model loaded before it or the server found.
+
+    Raises:
+        ConfigError: the server is to recognise, and with settings that are its own.
+    """
     recognizer = None
+    if arguments.server and (arguments.model or arguments.beam != 1):
+        raise ConfigError("A server has its own model and beam. Leave out --server, or --model and --beam.")
     if not arguments.server:
         recognizer = Recognizer(arguments.model, chunk_ms=arguments.latency, beam=arguments.beam)
     return listen(
