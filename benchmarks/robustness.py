@@ -47,7 +47,7 @@ def main() -> None:
     rows = []
     for name, change in changes(arguments.noise, arguments.rooms).items():
         scores = measure(change, arguments)
-        rates = {corpus: round(score["wer"], 2) for corpus, score in scores.items()}
+        rates = {corpus: round(score["wer"], 4) for corpus, score in scores.items()}
         delay = scores["overall"]["emission_delay_ms"]
         rows.append({"condition": name, "wer": rates, "emission_delay_ms": delay})
         columns = "".join(f"  {corpus} {rate:.2f}" for corpus, rate in rates.items())

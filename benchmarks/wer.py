@@ -55,7 +55,7 @@ def main() -> None:
         rates = [f"{row['scores'][name]['wer']:.2f}" if name in row["scores"] else "-" for name in corpora]
         print(f"{row['latency']:16}" + "".join(f"{rate:>18}" for rate in rates))
     summary = {
-        row["latency"]: {corpus: round(score["wer"], 2) for corpus, score in row["scores"].items()}
+        row["latency"]: {corpus: round(score["wer"], 4) for corpus, score in row["scores"].items()}
         for row in rows
         if "chunk_ms" in row
     }

@@ -200,3 +200,15 @@ def test_a_card_has_the_figures_of_its_own_model(tables, folder):
 def test_the_documents_say_what_was_measured():
     done = subprocess.run([sys.executable, SCRIPT, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_card_rounds_to_what_the_table_says(tables):
+    """A rate that was rounded before is not rounded once more to another one."""
+    card = json.loads((tables.MODEL / "card.json").read_text("utf-8"))
+    rows = json.loads((tables.RESULTS / "wer.json").read_text("utf-8"))["rows"]
+    table = {row["latency"]: row["scores"] for row in rows}
+    for latency, rates in card["wer"].items():
+        scores = table[latency]
+        assert {corpus: f"{rate:.1f}" for corpus, rate in rates.items()} == {
+            corpus: f"{score['wer']:.1f}" for corpus, score in scores.items()
+        }
