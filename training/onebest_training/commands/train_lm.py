@@ -6,9 +6,14 @@ import argparse
 import logging
 from array import array
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onebest.cli import Command
 from onebest.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onebest_training.language_model import ContextConfig, LanguageModel, LstmConfig
+    from onebest_training.vocabulary import TextEncoder
 
 #: Without a terminal, a line each so many steps.
 _STEPS_A_LINE = 200
@@ -55,23 +60,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the text, train under a progress bar, write the model; what was stopped goes on."""
-    from rich.progress import Progress
-
     from onebest_training.commands.vocabulary import texts_of
-    from onebest_training.language_model import (
-        ContextConfig,
-        LanguageModel,
-        LstmConfig,
-        load_language_model,
-        save_language_model,
-    )
-    from onebest_training.language_model_training import Schedule, train_language_model
+    from onebest_training.language_model import save_language_model
     from onebest_training.parallel import set_threads
     from onebest_training.speech import require_folder
-    from onebest_training.strict import require
     from onebest_training.vocabulary import read_tokens
 
     set_threads(arguments.threads)
+    _check_sizes(arguments)
+    tokens = read_tokens(arguments.tokens)
+    require_folder(arguments.output)
+    start = _read_start(arguments, tokens)
+    sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
+    checkpoint = Path(f"{arguments.output}.checkpoint")
+    if checkpoint.exists():
+        print(f"{checkpoint}: going on from there")
+    model, perplexity = _train(arguments, start, sentences, checkpoint)
+    save_language_model(model, tokens, arguments.output)
+    checkpoint.unlink(missing_ok=True)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{arguments.output}: {count:,} weights, perplexity {perplexity:.1f} a token on held-out sentences")
+    return 0
+
+
+def _check_sizes(arguments: argparse.Namespace) -> None:
+    """Refuse sizes of another kind of model than the one that is asked for.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    from onebest_training.strict import require
+
     sizes = ("context", "width", "layers", "hidden")
     given = [f"--{name}" for name in sizes if getattr(arguments, name)]
     if arguments.initial and given:
@@ -81,17 +100,33 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.hidden and not arguments.context:
         raise ConfigError("--hidden is of a model with --context. Give that too, or leave --hidden out.")
     require(0 not in (arguments.width, arguments.layers), "--width and --layers above 0")
-    tokens = read_tokens(arguments.tokens)
-    require_folder(arguments.output)
-    start: LstmConfig | ContextConfig | LanguageModel
+
+
+def _read_start(
+    arguments: argparse.Namespace, tokens: TextEncoder
+) -> LstmConfig | ContextConfig | LanguageModel:
+    """Return the model to go on from, or the sizes of a new one."""
+    from onebest_training.language_model import ContextConfig, LstmConfig, load_language_model
+
     if arguments.initial:
-        start = load_language_model(arguments.initial, tokens)
-    elif arguments.context:
+        return load_language_model(arguments.initial, tokens)
+    if arguments.context:
         hidden = tuple(arguments.hidden or (768, 512))
-        start = ContextConfig(len(tokens), arguments.context, arguments.width or 128, hidden)
-    else:
-        start = LstmConfig(len(tokens), arguments.width or 512, arguments.layers or 2)
-    sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
+        return ContextConfig(len(tokens), arguments.context, arguments.width or 128, hidden)
+    return LstmConfig(len(tokens), arguments.width or 512, arguments.layers or 2)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    start: LstmConfig | ContextConfig | LanguageModel,
+    sentences: list[array[int]],
+    checkpoint: Path,
+) -> tuple[LanguageModel, float]:
+    """Train under a progress bar, or with a line now and then; return the model and its perplexity."""
+    from rich.progress import Progress
+
+    from onebest_training.language_model_training import Schedule, train_language_model
+
     schedule = Schedule(
         arguments.passes,
         arguments.batch_tokens,
@@ -99,9 +134,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seed,
         join=arguments.join,
     )
-    checkpoint = Path(f"{arguments.output}.checkpoint")
-    if checkpoint.exists():
-        print(f"{checkpoint}: going on from there")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with Progress() as progress:
         task = progress.add_task("training", total=None)
@@ -111,12 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not progress.console.is_terminal and step % _STEPS_A_LINE == 0:
                 _LOG.info("step %d of %d, loss %.3f", step, steps, loss)
 
-        model, perplexity = train_language_model(start, sentences, schedule, show, checkpoint)
-    save_language_model(model, tokens, arguments.output)
-    checkpoint.unlink(missing_ok=True)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{arguments.output}: {count:,} weights, perplexity {perplexity:.1f} a token on held-out sentences")
-    return 0
+        return train_language_model(start, sentences, schedule, show, checkpoint)
 
 
 command = Command("train a language model for making targets, or to export with a model", add_arguments, run)
