@@ -29,7 +29,7 @@ _PIECE_SAMPLES = SAMPLE_RATE // 10
 #: A process that recognises one second and says how much memory it took: what a cold start is.
 _COLD = (
     "import sys; from onebest.commands.bench import start_cold; "
-    "start_cold(sys.argv[1] or None, int(sys.argv[2]) or None, int(sys.argv[3]))"
+    "start_cold(sys.argv[1] or None, int(sys.argv[2]) or None, *map(int, sys.argv[3:]))"
 )
 
 
@@ -51,12 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, chunk_ms=arguments.chunk_ms, threads=arguments.threads, beam=arguments.beam
     )
     runs = [time_stream(recognizer, audio) for _ in range(arguments.repeats)]
-    words = [str(arguments.model or ""), str(arguments.chunk_ms or 0), str(arguments.threads)]
+    numbers = (arguments.chunk_ms or 0, arguments.threads, arguments.beam)
+    words = [str(arguments.model or ""), *map(str, numbers)]
     cold = [_time_cold_start(words) for _ in range(arguments.repeats)]
     found = {
         "model": recognizer.bundle.name,
         "chunk_ms": recognizer.bundle.sizes.chunk_ms,
         "threads": arguments.threads,
+        "beam": arguments.beam,
         "audio_seconds": round(len(audio) / SAMPLE_RATE, 2),
         "repeats": arguments.repeats,
         "real_time_factor": median(spent for spent, _ in runs) * SAMPLE_RATE / len(audio),
@@ -87,9 +89,10 @@ def time_stream(recognizer: Recognizer, audio: FloatArray) -> tuple[float, float
     return sum(spent) + time.perf_counter() - began, max(spent)
 
 
-def start_cold(model: str | None, chunk_ms: int | None, threads: int) -> None:
+def start_cold(model: str | None, chunk_ms: int | None, threads: int, beam: int) -> None:
     """Recognise one second and print the megabytes that this process took at most."""
-    Recognizer(model, chunk_ms=chunk_ms, threads=threads).transcribe(make_noise()[:SAMPLE_RATE])
+    recognizer = Recognizer(model, chunk_ms=chunk_ms, threads=threads, beam=beam)
+    recognizer.transcribe(make_noise()[:SAMPLE_RATE])
     print(peak_memory_mb())
 
 
@@ -119,7 +122,7 @@ def format_figures(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{found['model']}, chunks of {found['chunk_ms']} ms, threads: {found['threads']}, "
-            f"{found['audio_seconds']} s of audio, medians of {found['repeats']}",
+            f"beam: {found['beam']}, {found['audio_seconds']} s of audio, medians of {found['repeats']}",
             f"seconds a second of audio  {found['real_time_factor']:.4f}",
             f"slowest 100 ms piece       {found['slowest_piece_ms']:.1f} ms",
             f"cold start to first text   {found['cold_start_seconds']:.2f} s",
