@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -63,6 +64,9 @@ class AudioQueue:
     Args:
         capacity_samples: how many samples may wait.
         read_samples: how many ``get`` returns at most, or one block if that is longer.
+
+    Attributes:
+        changed: when the last block came, or else the queue was made, by the clock ``time.monotonic``.
     """
 
     def __init__(self, capacity_samples: int, read_samples: int):
@@ -71,6 +75,7 @@ class AudioQueue:
         self._ready = threading.Condition()
         self._dropped_samples = self._waiting_samples = 0
         self._overflowed = False
+        self.changed = time.monotonic()
 
     @property
     def waiting_samples(self) -> int:
@@ -80,6 +85,7 @@ class AudioQueue:
     def put(self, block: FloatArray, overflowed: bool = False) -> None:
         """Add a block [S, C]; ``overflowed`` says that audio before it was lost on its way here."""
         with self._ready:
+            self.changed = time.monotonic()
             self._blocks.append(block)
             self._waiting_samples += len(block)
             self._overflowed |= overflowed
@@ -108,7 +114,7 @@ class AudioQueue:
 
 
 class Microphone:
-    """A device to record from, found and checked, but not opened yet.
+    """A device to record from, found and checked, but not opened yet. Whoever drops it open closes it.
 
     Args:
         device: a number or a part of the name from ``list_devices``; None is the system's default.
@@ -145,7 +151,7 @@ class Microphone:
         """Whether the device has vanished since it was opened, and all that it recorded has been read."""
         if self._stream is None or self._queue.waiting_samples:
             return False
-        return not self._stream.active or time.monotonic() - self._last_block > STALL_SECONDS
+        return not self._stream.active or time.monotonic() - self._queue.changed > STALL_SECONDS
 
     def open(self) -> None:
         """Start to record; from here on nothing is missed.
@@ -190,9 +196,9 @@ class Microphone:
 
     def close(self) -> None:
         """Stop to record. What was recorded can still be read."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
+        if self._stream is not None:
+            self._stream = None
+            self._close_stream()
 
     def _find_again(self) -> bool:
         """Look for the device by its name: its number may be another's once it was lost."""
@@ -216,13 +222,11 @@ class Microphone:
 
     def _start(self, channels: int, rate: int) -> None:
         self._set_rate(rate)
-        queue = self._queue
+        queue = self._queue  # not self, or the stream would keep this alive
 
         def receive(block: FloatArray, frames: int, times: object, status: Any) -> None:
-            self._last_block = time.monotonic()
             queue.put(block.copy(), bool(status.input_overflow))
 
-        self._last_block = time.monotonic()
         stream = self._portaudio.InputStream(
             device=self.device.number,
             channels=channels,
@@ -238,3 +242,4 @@ class Microphone:
             stream.close()
             raise
         self._stream = stream
+        self._close_stream = weakref.finalize(self, stream.close)

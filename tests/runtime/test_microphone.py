@@ -164,6 +164,15 @@ def test_what_was_recorded_can_be_read_after_closing(portaudio):
     assert len(recorder.read(0).samples) == 882
 
 
+def test_one_that_nobody_holds_is_closed(portaudio):
+    """PortAudio would call back into memory that is gone."""
+    recorder = opened()
+    (stream,) = portaudio.streams
+    assert stream.active
+    del recorder
+    assert not stream.active
+
+
 def test_a_late_reader_gets_the_newest_and_learns_how_much_is_gone(portaudio):
     recorder = opened(queue_seconds=0.1)
     portaudio.streams[0].feed(*np.arange(8) / 8)
