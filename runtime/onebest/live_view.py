@@ -71,8 +71,8 @@ class LiveView:
         self._console = console or Console(highlight=False)
         self._partial = ""
         self._live = Live(
+            self,  # is drawn anew below each final text, where what was drawn last would still be its partial
             console=self._console,
-            get_renderable=self._draw,
             refresh_per_second=REFRESHES_A_SECOND,
             transient=True,
             redirect_stderr=False,
@@ -96,7 +96,8 @@ class LiveView:
         """Take the partial text and the status away; the finals stay."""
         self._live.stop()
 
-    def _draw(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
+        """Return what stands below the final texts at this moment."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

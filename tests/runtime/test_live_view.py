@@ -15,7 +15,7 @@ from onebest.live_view import LiveView, PlainView, format_clock, open_view
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A terminal of 60 columns and 12 lines; ``terminal()`` draws once more and returns its lines."""
+    """A terminal of 60 columns and 12 lines; ``terminal()`` draws anew, or not, and returns its lines."""
     monkeypatch.setattr(live_view, "REFRESHES_A_SECOND", 0.001)
     output, screen = io.StringIO(newline=""), pyte.Screen(60, 12)
     screen.set_mode(pyte.modes.LNM)
@@ -24,8 +24,9 @@ def terminal(monkeypatch):
     status = SimpleNamespace(level=-30.0, delay=0.25, device_name="Desk microphone")
     view = LiveView(status, console)
 
-    def read():
-        view._live.refresh()
+    def read(draw=True):
+        if draw:
+            view._live.refresh()
         stream.feed(output.getvalue())
         output.seek(0)
         output.truncate()
@@ -70,6 +71,15 @@ def test_partials_change_in_place_and_finals_stay(terminal):
     assert "behind" in status
 
 
+def test_a_partial_vanishes_at_once_with_its_final(terminal):
+    terminal.view.show(PartialText("good mor", 0.5, 1.0))
+    terminal()
+    terminal.view.show(FinalText("good morning", 0.5, 1.0))
+    first, status = terminal(draw=False)
+    assert first == "0:00:00.5  good morning"
+    assert "behind" in status
+
+
 def test_closing_leaves_the_finals(terminal):
     terminal.view.show(FinalText("good morning", 0.5, 1.0))
     terminal.view.show(PartialText("how", 2.0, 2.2))
@@ -98,7 +108,7 @@ def test_the_status_is_one_line_of_any_terminal(encoding, width, monkeypatch):
     view.close()
 
     def draw():
-        lines = console.render_lines(view._draw(), pad=False)
+        lines = console.render_lines(view, pad=False)
         written = ["".join(segment.text for segment in line).encode(encoding) for line in lines]
         assert all(len(line.decode(encoding)) <= width for line in written)
         return written
