@@ -27,13 +27,20 @@ def hear_phrases(events: Iterable[onebest.Event], phrases: Iterable[str]) -> Ite
         heard = 0 if isinstance(event, onebest.FinalText) else max(heard, len(found))
 
 
+def read_command(text: str) -> tuple[str, str]:
+    """Return a phrase, as it will be heard, and its command."""
+    phrase, equals, command = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected PHRASE=COMMAND, got {text}")
+    return " ".join(phrase.lower().split()), command
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("commands", nargs="+", metavar="PHRASE=COMMAND")
+    parser.add_argument("commands", nargs="+", type=read_command, metavar="PHRASE=COMMAND")
     parser.add_argument("--device", help="a number or a part of a name; see onebest mic --list-devices")
     arguments = parser.parse_args()
-    commands = dict(command.split("=", 1) for command in arguments.commands)
-    commands = {phrase.strip().lower(): command for phrase, command in commands.items()}
+    commands = dict(arguments.commands)
     with onebest.listen(device=arguments.device, hotwords=list(commands), latency_ms=320) as listener:
         print("Say:", ", ".join(commands), flush=True)
         with suppress(KeyboardInterrupt):

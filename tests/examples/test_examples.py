@@ -78,14 +78,21 @@ def test_meeting_captions(run, sound_server, clip, tmp_path):
 
 
 def test_voice_commands(run, sound_server, concern):
-    process = run("voice_commands.py", "little concerned=echo worried", "Lights  on = echo light")
-    assert process.stdout.readline() == "Say: little concerned, lights  on\n"
+    process = run("voice_commands.py", " Little  concerned=echo worried", "lights on = echo light")
+    assert process.stdout.readline() == "Say: little concerned, lights on\n"
     sound_server.play(concern)
     lines = [process.stdout.readline() for _ in range(2)]
     process.send_signal(signal.SIGINT)
     assert process.wait(WAIT_SECONDS) == 0
     assert lines == ["> little concerned\n", "worried\n"]
     assert process.stdout.read() == ""
+
+
+def test_a_command_without_a_phrase_is_refused():
+    command = [sys.executable, EXAMPLES / "voice_commands.py", "lights on"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected PHRASE=COMMAND, got lights on" in done.stderr
 
 
 def test_a_phrase_is_heard_once_for_each_time_it_is_said():
