@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -18,15 +19,16 @@ from onebest.subtitles import format_srt, make_cues
 
 #: A program that takes longer to end is worth a line on the terminal.
 PATIENCE_SECONDS = 1.0
-#: A text, and how many entries are in the file before it -> its entries.
-Format = Callable[[PartialText | FinalText, int], list[str]]
+#: A text, how many entries are in the file before it, and when the next text begins -> its entries.
+Format = Callable[[PartialText | FinalText, int, float], list[str]]
 
 
 class TranscriptFile:
     """A file that holds all that was said so far, whenever the program ends: texts, subtitles or JSON lines.
 
-    The partial text stands at its end, and each new one is written over it. As a context that an error ends
-    before there was any text, it leaves no file, so that its name can be given again.
+    The partial text stands at its end, and each new one is written over it and over the final text before it,
+    whose last subtitle has to end where the next one begins. As a context that an error ends before there was
+    any text, it leaves no file, so that its name can be given again.
 
     Args:
         path: a file that does not exist yet; its ending, one of ``FORMATS``, says what goes in.
@@ -41,8 +43,9 @@ class TranscriptFile:
         if ending not in FORMATS:
             raise ConfigError(f"{path}: expected a name that ends in {', '.join(FORMATS)}. Rename it.")
         self._path, self._format = path, FORMATS[ending]
-        self._final_bytes = self._final_entries = 0
-        self._partial = b""
+        self._fixed_bytes = self._fixed_entries = 0
+        self._last_final: FinalText | None = None
+        self._open = b""  # what is written over: the last final text, and the partial one
         try:
             self._file: IO[bytes] = path.open("xb", buffering=0)
         except FileExistsError as error:
@@ -57,7 +60,7 @@ class TranscriptFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if error is not None and not self._final_bytes and not self._partial:
+        if error is not None and not self._fixed_bytes and not self._open:
             self._path.unlink(missing_ok=True)
 
     def show(self, event: Event) -> None:
@@ -68,27 +71,33 @@ class TranscriptFile:
         """
         if not isinstance(event, (PartialText, FinalText)):
             return
-        entries = self._format(event, self._final_entries) if event.text else []
-        content = "".join(entries).encode()
+        before = self._spell(self._last_final, 0, event.start if event.text else inf)
+        fixed, content = "".join(before).encode(), "".join(self._spell(event, len(before), inf)).encode()
         try:
-            self._write(content)
+            self._write(fixed + content)
         except OSError as error:
             with suppress(OSError):
-                self._write(self._partial)  # there was room for it
+                self._write(self._open)  # there was room for it
             raise DataError(f"{self._path} cannot be written any more: {error}") from error
-        if isinstance(event, FinalText):
-            self._final_bytes += len(content)
-            self._final_entries += len(entries)
-            content = b""
-        self._partial = content
+        self._open = fixed + content
+        if isinstance(event, FinalText) and event.text:
+            self._fixed_bytes += len(fixed)
+            self._fixed_entries += len(before)
+            self._last_final, self._open = event, content
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
+    def _spell(self, event: PartialText | FinalText | None, entries: int, until: float) -> list[str]:
+        """Return the entries of a text behind so many that are not fixed yet."""
+        if event is None or not event.text:
+            return []
+        return self._format(event, self._fixed_entries + entries, until)
+
     def _write(self, content: bytes) -> None:
-        """Write behind the final texts; a disk that is nearly full takes a part and complains of the rest."""
-        self._file.seek(self._final_bytes)
+        """Write behind what is fixed; a disk that is nearly full takes a part and complains of the rest."""
+        self._file.seek(self._fixed_bytes)
         while content:
             content = content[self._file.write(content) :]
         self._file.truncate()
@@ -164,15 +173,15 @@ class CommandPipe:
             raise DataError(f"The command {self._command!r} has ended. It gets no more text.")
 
 
-def _to_text(event: PartialText | FinalText, entries: int) -> list[str]:
+def _to_text(event: PartialText | FinalText, entries: int, until: float) -> list[str]:
     return [event.text + "\n"]
 
 
-def _to_subtitles(event: PartialText | FinalText, entries: int) -> list[str]:
-    return [format_srt(number, cue) for number, cue in enumerate(make_cues(event.words), entries + 1)]
+def _to_subtitles(event: PartialText | FinalText, entries: int, until: float) -> list[str]:
+    return [format_srt(number, cue) for number, cue in enumerate(make_cues(event.words, until), entries + 1)]
 
 
-def _to_json_line(event: PartialText | FinalText, entries: int) -> list[str]:
+def _to_json_line(event: PartialText | FinalText, entries: int, until: float) -> list[str]:
     words = [
         {"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)} for word in event.words
     ]

@@ -29,10 +29,10 @@ class Cue:
     end: float
 
 
-def make_cues(words: Sequence[Word]) -> list[Cue]:
-    """Return the words as cues that do not overlap."""
+def make_cues(words: Sequence[Word], until: float = inf) -> list[Cue]:
+    """Return the words as cues that overlap neither one another nor what begins at ``until`` seconds."""
     groups = list(_group(words))
-    starts = [*(group[0].start for group in groups), inf]
+    starts = [*(group[0].start for group in groups), until]
     return [
         Cue("\n".join(_wrap(group)), start, min(group[-1].end + LINGER_SECONDS, next_start))
         for group, start, next_start in zip(groups, starts[:-1], starts[1:], strict=True)

@@ -54,6 +54,20 @@ def test_subtitles(tmp_path):
     assert last == before + "2\n00:00:03,000 --> 00:00:05,400\nhow are you\n\n"
 
 
+def test_a_subtitle_ends_where_that_of_the_next_text_begins(tmp_path):
+    """Who speaks without a pause is cut between two words. A text that is taken back gives its time back."""
+    first, second = said(FinalText, "good morning", 0.5), said(PartialText, "everyone", 1.5)
+    *_, alone, both, back, last = contents(
+        tmp_path / "talk.srt",
+        [first, second, said(PartialText, "", 1.5), said(FinalText, "everybody here", 1.6)],
+    )
+    assert alone == back == "1\n00:00:00,500 --> 00:00:02,400\ngood morning\n\n"
+    before = "1\n00:00:00,500 --> 00:00:01,500\ngood morning\n\n"
+    assert both == before + "2\n00:00:01,500 --> 00:00:02,900\neveryone\n\n"
+    before = before.replace("01,500", "01,600")
+    assert last == before + "2\n00:00:01,600 --> 00:00:03,500\neverybody here\n\n"
+
+
 def test_json_lines(tmp_path):
     for content in contents(tmp_path / "talk.jsonl"):
         lines = [json.loads(line) for line in content.splitlines()]
