@@ -15,10 +15,13 @@ from typing import IO, Self, TextIO
 
 from onebest.errors import ConfigError, DataError
 from onebest.events import Event, FinalText, PartialText
+from onebest.results import Word
 from onebest.subtitles import format_srt, make_cues
 
 #: A program that takes longer to end is worth a line on the terminal.
 PATIENCE_SECONDS = 1.0
+#: What a word takes whose time is not known.
+WORD_SECONDS = 0.3
 #: A text, how many entries are in the file before it, and when the next text begins -> its entries.
 Format = Callable[[PartialText | FinalText, int, float], list[str]]
 
@@ -178,7 +181,15 @@ def _to_text(event: PartialText | FinalText, entries: int, until: float) -> list
 
 
 def _to_subtitles(event: PartialText | FinalText, entries: int, until: float) -> list[str]:
-    return [format_srt(number, cue) for number, cue in enumerate(make_cues(event.words, until), entries + 1)]
+    cues = make_cues(event.words or _guess_words(event), until)
+    return [format_srt(number, cue) for number, cue in enumerate(cues, entries + 1)]
+
+
+def _guess_words(event: PartialText | FinalText) -> list[Word]:
+    """Return the words of a text that comes without them, as a server's partial ones do."""
+    words = enumerate(event.text.split())
+    starts = [(word, event.start + number * WORD_SECONDS) for number, word in words]
+    return [Word(word, start, start + WORD_SECONDS, 0.0) for word, start in starts]
 
 
 def _to_json_line(event: PartialText | FinalText, entries: int, until: float) -> list[str]:

@@ -68,6 +68,11 @@ def test_a_subtitle_ends_where_that_of_the_next_text_begins(tmp_path):
     assert last == before + "2\n00:00:01,600 --> 00:00:03,500\neverybody here\n\n"
 
 
+def test_a_servers_partial_text_has_no_words_and_a_subtitle(tmp_path):
+    *_, last = contents(tmp_path / "talk.srt", [PartialText("how are", 3.0, 3.0)])
+    assert last == "1\n00:00:03,000 --> 00:00:04,600\nhow are\n\n"
+
+
 def test_json_lines(tmp_path):
     for content in contents(tmp_path / "talk.jsonl"):
         lines = [json.loads(line) for line in content.splitlines()]
