@@ -3,7 +3,7 @@
 import json
 import resource
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -115,22 +115,24 @@ def test_a_disk_that_is_gone(tmp_path):
     sink.close()
 
 
-@pytest.fixture
-def room():
-    """``room(size)``: from here on no file grows beyond so many bytes, as on a disk that is nearly full."""
+@contextmanager
+def room(size):
+    """Let no file grow beyond so many bytes, as on a disk that is nearly full; the test's own log neither."""
     before, limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (before, limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, limit))
 
 
 @pytest.mark.parametrize("kind", [PartialText, FinalText])
-def test_a_disk_with_room_for_half_of_a_text(tmp_path, room, kind):
+def test_a_disk_with_room_for_half_of_a_text(tmp_path, kind):
     path = tmp_path / "talk.txt"
     with closing(TranscriptFile(path)) as sink:
         for event in EVENTS[3:5]:
             sink.show(event)
-        room(20)
-        with pytest.raises(DataError, match="cannot be written any more"):
+        with room(20), pytest.raises(DataError, match="cannot be written any more"):
             sink.show(said(kind, "how are you today", 3.0))
     assert path.read_text() == "good morning\nhow\n"
 
