@@ -58,12 +58,19 @@ def read_timed_blocks(path: str | Path, seconds: float = BLOCK_SECONDS) -> Itera
     """Give the blocks that ``read_blocks`` gives, each with its place in the file.
 
     Raises:
-        AudioError: as ``read_blocks``.
+        AudioError: as ``read_blocks``; behind the blocks that hold what could be read.
     """
+    end = 0.0
     try:
         with _open(path) as file:
-            yield from _resampled(file, _name(path), seconds)
+            for block in _resampled(file, _name(path), seconds):
+                yield block
+                end = block.end
     except (soundfile.LibsndfileError, OSError) as error:
+        if end:
+            raise AudioError(
+                f"{_name(path)}: can be read for {end:.2f} s only ({_reason(error)}). Was it copied whole?"
+            ) from error
         raise AudioError(
             f"{_name(path)}: cannot be read as audio ({_reason(error)}). "
             "Expected a WAV, FLAC, OGG, Opus or MP3 file."
@@ -101,8 +108,7 @@ def _resampled(file: soundfile.SoundFile, name: str, seconds: float) -> Iterator
     rate, read = file.samplerate, 0
     duration = file.frames / rate if 0 < file.frames < 2**62 else 0.0
     resampler = _make_resampler(rate, name)
-    size = round(rate * seconds)
-    while len(block := file.read(size, dtype="float32", always_2d=True)):
+    for block in _read(file, round(rate * seconds), round(rate * BLOCK_SECONDS)):
         try:
             mono = check_samples(block.mean(axis=1))
         except AudioError as error:
@@ -112,6 +118,24 @@ def _resampled(file: soundfile.SoundFile, name: str, seconds: float) -> Iterator
     if not read:
         raise AudioError(f"{name}: holds no audio (0 samples). Check how it was recorded or copied.")
     yield Block(resampler.finish(), read / rate, duration)
+
+
+def _read(file: soundfile.SoundFile, size: int, step: int) -> Iterator[FloatArray]:
+    """Give samples [S, C] in blocks of a size, read in steps: an error comes behind all but the last step."""
+    steps: list[FloatArray] = []
+    problem, is_over = None, False
+    while not is_over:
+        try:
+            samples = np.asarray(file.read(step, dtype="float32", always_2d=True), np.float32)
+            steps += [samples] if len(samples) else []
+            is_over = not len(samples)
+        except soundfile.LibsndfileError as error:
+            problem, is_over = error, True
+        if steps and (is_over or sum(map(len, steps)) >= size):
+            yield np.concatenate(steps)
+            steps = []
+    if problem is not None:
+        raise problem
 
 
 def _make_resampler(rate: int, name: str) -> Resampler:

@@ -119,6 +119,20 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     refuse("-", "standard input: cannot be read as audio")
 
 
+@pytest.mark.parametrize("seconds", [0.32, 5.12])
+def test_what_can_be_read_of_a_recording_comes_before_what_is_wrong(tmp_path, seconds):
+    samples = make_audio(8.0)
+    soundfile.write(tmp_path / "a.flac", samples, 16000)
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[: len(content) * 3 // 4])
+    blocks = []
+    with pytest.raises(AudioError, match=r"a\.flac: can be read for \d\.\d+ s only \(.*\)\. Was it copied"):
+        blocks.extend(block.samples for block in read_timed_blocks(tmp_path / "a.flac", seconds))
+    heard = np.concatenate(blocks)
+    assert len(heard) > 5 * 16000
+    assert heard == pytest.approx(samples[: len(heard)], abs=1e-4)
+
+
 def test_samples_that_are_no_audio_are_named(tmp_path):
     for name, value, says in (("nan", np.nan, "nan"), ("inf", np.inf, "inf"), ("loud", 30000, "Divide by")):
         audio = AUDIO.copy()

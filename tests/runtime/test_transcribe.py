@@ -49,6 +49,18 @@ def test_several_files_carry_their_names(transcribe, recognizer, file):
     assert transcribe(file, file) == (0, [f"{file}: {text}"] * 2, [])
 
 
+def test_a_file_that_ends_early_says_what_it_holds(transcribe, recognizer, tmp_path):
+    path, text = tmp_path / "cut.flac", tmp_path / "cut.txt"
+    soundfile.write(path, make_audio(8.0), 16000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    status, lines, errors = transcribe(path)
+    assert (status, len(lines), len(errors)) == (1, 1, 1)
+    assert recognizer.transcribe(make_audio(5.0)).text[:5] == lines[0][:5] != ""
+    assert "cut.flac: can be read for" in errors[0]
+    assert transcribe(path, "--output", text)[0] == 1
+    assert text.read_text().splitlines() == lines
+
+
 @pytest.mark.parametrize("option", ["--json", "--format=json"])
 def test_json(transcribe, recognizer, file, option):
     status, lines, errors = transcribe(file, option)

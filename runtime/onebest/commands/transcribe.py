@@ -120,7 +120,7 @@ def add_beam_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print or write what each file says; return 1 if one of them could not be read.
+    """Print or write what each file says; return 1 if one of them could not be read, or not to its end.
 
     Printed as plain text, each of several files is a line that starts with the file's name and a colon.
     """
@@ -130,12 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
     format_result, _ = FORMATS[arguments.format]
     status = 0
     for path, output in zip(arguments.files, outputs, strict=True):
-        try:
-            stream = recognizer.stream(hotwords=arguments.hotword)
-            result = _transcribe(stream, path, sys.stdout if output is None else sys.stderr)
-        except AudioError as error:
-            print(f"onebest transcribe: {error}", file=sys.stderr)
+        stream = recognizer.stream(hotwords=arguments.hotword)
+        result, problem = _transcribe(stream, path, sys.stdout if output is None else sys.stderr)
+        if problem is not None:
+            print(f"onebest transcribe: {problem}", file=sys.stderr)
             status = 1
+        if result is None:
             continue
         content = format_result(_printable(path), result)
         if output is None:
@@ -206,14 +206,20 @@ def _write_whole(path: Path, content: str) -> None:
         raise ConfigError(f"{path} cannot be written ({error}). Name another place with --output.") from error
 
 
-def _transcribe(stream: Stream, path: str, terminal: TextIO) -> Result:
+def _transcribe(stream: Stream, path: str, terminal: TextIO) -> tuple[Result | None, AudioError | None]:
+    """Return what a file says as far as it can be read, None if not at all, and what is wrong with it."""
     seconds = BLOCK_SECONDS if terminal.isatty() else LONG_BLOCK_SECONDS
-    with LiveLine(terminal) as line:
-        for block in read_timed_blocks(path, seconds):
-            partial = stream.accept(block.samples)
-            is_long = block.duration >= LONG_FILE_SECONDS
-            line.show(partial.text, block.end / block.duration if is_long else None)
-        return stream.finish()
+    is_heard, problem = False, None
+    try:
+        with LiveLine(terminal) as line:
+            for block in read_timed_blocks(path, seconds):
+                partial = stream.accept(block.samples)
+                is_heard = True
+                is_long = block.duration >= LONG_FILE_SECONDS
+                line.show(partial.text, block.end / block.duration if is_long else None)
+    except AudioError as error:
+        problem = error
+    return stream.finish() if is_heard else None, problem
 
 
 def _printable(path: str) -> str:
