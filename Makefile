@@ -15,7 +15,7 @@ LANGUAGE_MODEL := training/checkpoints/onebest-en-lm.pt
 # What is done at once in the distillation table.
 JOBS ?= 2
 
-.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-model bench-edge bench-serve bench-kd tables model model-small wheel clean
+.PHONY: setup system test test-edge test-aarch64 lint format types imports check bench bench-wer bench-decode bench-mic bench-loss bench-model bench-edge bench-serve bench-sizes bench-kd tables model model-small wheel clean
 
 setup: $(STAMP)
 
@@ -87,10 +87,11 @@ bench-edge: $(STAMP)
 	$(BIN)/python benchmarks/edge.py | tee $(RESULTS)/edge.tmp
 	tail -n 1 $(RESULTS)/edge.tmp > $(RESULTS)/edge.json && rm $(RESULTS)/edge.tmp
 
+# HEARD is speech that training heard, for a row without its speakers.
 bench-wer: $(STAMP) $(RESULTS)/pocketsphinx_wer.json
 	@test -n "$(DEV)" || { echo "make bench-wer DEV=MANIFEST: name the speech to measure on" >&2; exit 1; }
 	$(BIN)/python benchmarks/wer.py $(DEV) --checkpoint $(CHECKPOINT) --language-model $(LANGUAGE_MODEL) \
-	    --beside $(RESULTS)/pocketsphinx_wer.json \
+	    --beside $(RESULTS)/pocketsphinx_wer.json $(if $(HEARD),--heard $(HEARD)) \
 	  | tee $(RESULTS)/wer.tmp
 	tail -n 1 $(RESULTS)/wer.tmp > $(RESULTS)/wer.json && rm $(RESULTS)/wer.tmp
 
@@ -101,17 +102,24 @@ $(RESULTS)/pocketsphinx_wer.json: | $(STAMP)
 	$(BIN)/python benchmarks/pocketsphinx_wer.py $(DEV) --every 5 | tee $(RESULTS)/pocketsphinx_wer.tmp
 	tail -n 1 $(RESULTS)/pocketsphinx_wer.tmp > $@ && rm $(RESULTS)/pocketsphinx_wer.tmp
 
-# What the model card has beside the error rates. NOISE is a manifest of background sounds.
+# What the model card has beside the error rates. NOISE is a manifest of background sounds, ROOMS one of room responses.
 bench-model: $(STAMP)
-	@test -n "$(DEV)" -a -n "$(NOISE)" || { echo "make bench-model DEV=MANIFEST NOISE=MANIFEST" >&2; exit 1; }
+	@test -n "$(DEV)" -a -n "$(NOISE)" || { echo "make bench-model DEV=MANIFEST NOISE=MANIFEST [ROOMS=MANIFEST]" >&2; exit 1; }
 	mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/emission.py $(DEV) | tee $(RESULTS)/emission.tmp
-	$(BIN)/python benchmarks/robustness.py $(DEV) --noise $(NOISE) | tee $(RESULTS)/robustness.tmp
+	$(BIN)/python benchmarks/robustness.py $(DEV) --noise $(NOISE) $(if $(ROOMS),--rooms $(ROOMS)) | tee $(RESULTS)/robustness.tmp
 	$(BIN)/python benchmarks/noise_only.py $(NOISE) | tee $(RESULTS)/noise_only.tmp
 	$(BIN)/python benchmarks/long_audio.py $(DEV) | tee $(RESULTS)/long_audio.tmp
 	for name in emission robustness noise_only long_audio; do \
 	  tail -n 1 $(RESULTS)/$$name.tmp > $(RESULTS)/$$name.json && rm $(RESULTS)/$$name.tmp; \
 	done
+
+# Models of other sizes beside the one that ships. MODELS are folders of bundles.
+bench-sizes: $(STAMP)
+	@test -n "$(DEV)" -a -n "$(MODELS)" || { echo 'make bench-sizes DEV=MANIFEST MODELS="DIR ..."' >&2; exit 1; }
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/sizes.py $(DEV) runtime/onebest/model $(MODELS) | tee $(RESULTS)/sizes.tmp
+	tail -n 1 $(RESULTS)/sizes.tmp > $(RESULTS)/sizes.json && rm $(RESULTS)/sizes.tmp
 
 # Two and a half hours of two cores; what is finished is used again. WHISPER is Whisper base's folder, ENCODER the student's weights.
 bench-kd: $(STAMP)
@@ -131,7 +139,7 @@ model: $(STAMP)
 # The same in a minute, of made-up speech.
 model-small: $(STAMP)
 	rm -rf work/small
-	$(BIN)/python training/recipes/make_model.py --small --work work/small
+	$(BIN)/python training/recipes/make_model.py --small --work work/small --make wheel large-bundle
 
 # The sdist, and the wheel built from it.
 wheel: $(STAMP)

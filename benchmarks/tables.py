@@ -30,6 +30,7 @@ DOCUMENTS = {
         "card",
         "data",
         "wer",
+        "sizes",
         "emission",
         "robustness",
         "noise_only",
@@ -107,6 +108,23 @@ def wer_table(result: Results) -> str:
     body = [[row["latency"], *each] for row, each in zip(rows, rates, strict=True)]
     caption = f"{model_note(result)}; {footnote(result)}."
     return grid(["WER %", *hours], body) + "\n\n" + caption
+
+
+def sizes_table(result: Results) -> str:
+    corpora = list(result["rows"][0]["scores"])
+    rows = [
+        [
+            row["name"],
+            f"{row['megabytes']:.1f}",
+            f"{row['seconds']:.4f}",
+            *(f"{row['scores'][corpus]['wer']:.1f}" for corpus in corpora),
+        ]
+        for row in result["rows"]
+    ]
+    models = ", ".join(f"{row['name']} {row['sha256'][:12]}" for row in result["rows"])
+    head = ["", "MB, int8", "seconds a second of audio", *(f"WER %, {corpus}" for corpus in corpora)]
+    caption = f"{models}; chunks of {result['chunk_ms']} ms, one thread; {footnote(result)}."
+    return grid(head, rows) + "\n\n" + caption
 
 
 def decode_table(result: Results) -> str:
@@ -303,10 +321,11 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-_OF_MODEL = "make bench-model DEV=MANIFEST NOISE=MANIFEST"
+_OF_MODEL = "make bench-model DEV=MANIFEST NOISE=MANIFEST ROOMS=MANIFEST"
 #: What makes a result.
 COMMANDS = {
     "wer": "make bench-wer DEV=MANIFEST",
+    "sizes": 'make bench-sizes DEV=MANIFEST MODELS="DIR ..."',
     "decode": "make bench-decode",
     "mic": "make bench-mic",
     "serve": "make bench-serve",
@@ -324,6 +343,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "data": data_table,
     "limits": limits,
     "wer": wer_table,
+    "sizes": sizes_table,
     "decode": decode_table,
     "mic": mic_table,
     "serve": serve_table,

@@ -25,6 +25,14 @@ RESULTS = {
         "repeats": 11,
         **MACHINE,
     },
+    "sizes": {
+        "rows": [
+            {"name": name, "sha256": digit * 64, "megabytes": size, "seconds": 0.01234, "scores": SCORES}
+            for name, digit, size in (("small", "d", 14.96), ("large", "e", 27.0))
+        ],
+        "chunk_ms": 640,
+        **MACHINE,
+    },
     "mic": {
         "seconds_to_listening": 0.512,
         "slowest_seconds_to_listening": 0.7,
@@ -113,6 +121,8 @@ def test_figures_stand_in_their_tables(tables, folder):
     assert "| 640 ms | 25.0 | 33.0 |" in text
     assert "| seconds a second of audio, 1 thread | 0.0123 | 0.0200 |" in text
     assert "| cold start, seconds | 0.51 | 0.70 |\n| peak memory, MB | 101 | 150 |" in text
+    assert "| small | 15.0 | 0.0123 | 25.0 | 33.0 |\n| large | 27.0 | 0.0123 | 25.0 | 33.0 |" in text
+    assert "small dddddddddddd, large eeeeeeeeeeee; chunks of 640 ms" in text
     assert "| onebest mic | 0.51 | 0.70 | 0.40 |" in text
     assert "| 8, 400, 60, 500 | 900 | 4450 | 400 | 800 | 80 |" in text
     assert "| a-baseline-offline: none | 4.6 | 0.0 | 40.0 |  |  |" in text

