@@ -156,9 +156,9 @@ class Page:
         ]
         await self.call("Emulation.setEmulatedMedia", features=features)
 
-    async def drop(self, path):
-        """Drop a file in the middle of the page."""
-        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    async def drop(self, *paths):
+        """Drop files in the middle of the page."""
+        data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             await self.call("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
 

@@ -270,8 +270,7 @@ class TestFile:
         (tmp_path / "letter.txt").write_text("Dear reader")
 
         async def talk(server, page):
-            for path in (SAMPLE, tmp_path / "letter.txt", speech):
-                await page.drop(path)
+            await page.drop(SAMPLE, tmp_path / "letter.txt", speech)
             await page.until("document.querySelectorAll('#finals h2').length === 2")
             await ready(page)
             return await page.evaluate(FINALS), await page.evaluate(PROBLEM)
