@@ -95,6 +95,13 @@ def test_measure():
     assert measure(b'{"type": "a", "data_length": 3, "payload_length": null}\n') == (3, 0)
 
 
+def write_chunks(writer, samples):
+    """Write samples as a client does, a second in a chunk."""
+    for start in range(0, len(samples), 16000):
+        piece = samples[start : start + 16000].tobytes()
+        writer.write(WyomingEvent("audio-chunk", FORMAT, piece).to_bytes())
+
+
 class TestConversation:
     def test_describe(self):
         from wyoming.event import Event
@@ -330,9 +337,7 @@ class TestTcp:
 
         async def talk(server):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.wyoming_port)
-            for start in range(0, len(samples), 16000):
-                piece = samples[start : start + 16000].tobytes()
-                writer.write(WyomingEvent("audio-chunk", FORMAT, piece).to_bytes())
+            write_chunks(writer, samples)
             if has_stop:
                 writer.write(WyomingEvent("audio-stop").to_bytes())
             writer.write_eof()
@@ -351,9 +356,7 @@ class TestTcp:
 
         async def talk(server):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.wyoming_port)
-            for start in range(0, len(samples), 16000):
-                piece = samples[start : start + 16000].tobytes()
-                writer.write(WyomingEvent("audio-chunk", FORMAT, piece).to_bytes())
+            write_chunks(writer, samples)
             await writer.drain()
             while received_seconds(server) < len(samples) / 16000 - 1e-6:
                 await asyncio.sleep(0.01)

@@ -298,21 +298,20 @@ class Build:
 
     def half(self, path: Path, name: str) -> None:
         """Take every second background sound."""
-        from lhotse.cut.set import CutSet
-
-        from onebest.cuts import read_cuts
-
-        sounds = sorted(read_cuts((self.data / "noise.jsonl.gz").resolve()), key=lambda cut: cut.id)
-        CutSet.from_cuts(sounds[HALVES.index(name) :: 2]).to_file(path)
+        self.fraction(path, "noise", HALVES.index(name), 2)
 
     def third(self, path: Path) -> None:
         """Take every third cut of the training speech."""
+        self.fraction(path, "train", 0, 3)
+
+    def fraction(self, path: Path, part: str, first: int, every: int) -> None:
+        """Take one cut of so many of a part of the data, in the order of their names, from the first on."""
         from lhotse.cut.set import CutSet
 
         from onebest.cuts import read_cuts
 
-        cuts = sorted(read_cuts((self.data / "train.jsonl.gz").resolve()), key=lambda cut: cut.id)
-        CutSet.from_cuts(cuts[::3]).to_file(path)
+        cuts = sorted(read_cuts((self.data / f"{part}.jsonl.gz").resolve()), key=lambda cut: cut.id)
+        CutSet.from_cuts(cuts[first::every]).to_file(path)
 
     def store(self, path: Path, part: str, speed: str | None) -> None:
         """Compute features of a part of the data, or of what was made here."""
