@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from onebest.cuts import Cut
 from onebest.errors import ConfigError, DataError
-from onebest.frontend import SAMPLE_RATE, FloatArray
+from onebest.frontend import FloatArray
 from onebest.normalize import normalize_text
 from onebest_training.speech import in_order, load_usable, log_left_out, writing
 from onebest_training.strict import from_dict, require
@@ -206,10 +206,12 @@ def label(
         left_out[f"not of {MIN_SECONDS:g} to {MAX_SECONDS:g} s"] = len(ordered) - len(usable)
     todo = [cut for cut in usable if cut.id not in journal.transcripts]
     progress(sum(cut.duration for cut in ordered) - sum(cut.duration for cut in todo))
-    for batch in _batches(todo, left_out, batch_seconds):
+    for batch in _batches(usable, journal, left_out, batch_seconds):
         found = transcriber([samples for _, samples in batch])
-        journal.add({cut.id: transcript for (cut, _), transcript in zip(batch, found, strict=True)})
-        progress(sum(cut.duration for cut, _ in batch))
+        heard = zip(batch, found, strict=True)
+        new = [(cut, said) for (cut, _), said in heard if cut.id not in journal.transcripts]
+        journal.add({cut.id: said for cut, said in new})
+        progress(sum(cut.duration for cut, _ in new))
     labelled = [
         _labelled(cut, journal.transcripts[cut.id])
         for cut in usable
@@ -226,29 +228,36 @@ def label(
 
 
 def _batches(
-    cuts: list[Cut], left_out: Counter[str], batch_seconds: float
+    cuts: list[Cut], journal: Journal, left_out: Counter[str], batch_seconds: float
 ) -> Iterator[list[tuple[Cut, FloatArray]]]:
-    """Give cuts in batches of similar length, from a pool that holds the audio of some batches."""
-    pool: list[tuple[Cut, FloatArray]] = []
-    for cut, samples in load_usable(cuts, left_out):
-        pool.append((cut, samples))
-        if sum(len(samples) for _, samples in pool) > _POOL_BATCHES * batch_seconds * SAMPLE_RATE:
-            yield from _batches_of_pool(pool, batch_seconds)
-            pool = []
-    yield from _batches_of_pool(pool, batch_seconds)
+    """Give the batches with a cut that the journal lacks, a pool of cuts at a time that share their decoding.
+
+    What a recogniser says of a cut may depend on how long the others of its batch are. So the batches follow
+    from the manifest alone, and one that is half done is heard again whole.
+    """
+    for pool in _fill(cuts, lambda pool: sum(cut.duration for cut in pool) > _POOL_BATCHES * batch_seconds):
+        by_length = sorted(pool, key=lambda cut: float(cut.duration))
+        batches = _fill(by_length, lambda batch: batch[-1].duration * len(batch) > batch_seconds)
+        todo = [batch for batch in batches if any(cut.id not in journal.transcripts for cut in batch)]
+        wanted = {cut.id for batch in todo for cut in batch}
+        usable = load_usable([cut for cut in pool if cut.id in wanted], left_out)
+        heard = {cut.id: (cut, samples) for cut, samples in usable}
+        for batch in todo:
+            readable = [heard[cut.id] for cut in batch if cut.id in heard]
+            if any(cut.id not in journal.transcripts for cut, _ in readable):
+                yield readable
 
 
-def _batches_of_pool(
-    pool: list[tuple[Cut, FloatArray]], batch_seconds: float
-) -> Iterator[list[tuple[Cut, FloatArray]]]:
-    batch: list[tuple[Cut, FloatArray]] = []
-    for cut, samples in sorted(pool, key=lambda pair: len(pair[1])):
-        if batch and len(samples) * (len(batch) + 1) > batch_seconds * SAMPLE_RATE:
-            yield batch
-            batch = []
-        batch.append((cut, samples))
-    if batch:
-        yield batch
+def _fill(cuts: list[Cut], overflows: Callable[[list[Cut]], bool]) -> Iterator[list[Cut]]:
+    """Give cuts in groups, each as large as can be, of one at least."""
+    group: list[Cut] = []
+    for cut in cuts:
+        if group and overflows([*group, cut]):
+            yield group
+            group = []
+        group.append(cut)
+    if group:
+        yield group
 
 
 def _left_out(cut: Cut, journal: Journal, filters: Filters, left_out: Counter[str]) -> bool:
