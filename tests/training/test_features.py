@@ -237,6 +237,14 @@ def test_the_command_changes_samples(corpus: ToneCorpus, tmp_path: Path) -> None
         assert one.custom["num_frames"] == pytest.approx(other.custom["num_frames"] / 0.9, abs=1)
 
 
+def test_cuts_of_a_store_are_as_long_as_their_features(corpus: ToneCorpus, tmp_path: Path) -> None:
+    make_store(read_cuts(corpus.manifest), tmp_path / "store", SampleAugmentation(0.9))
+    for cut in FeatureStore(tmp_path / "store").cuts:
+        assert cut.duration == pytest.approx(cut.custom["num_frames"] / 100, abs=0.02)
+        assert cut.supervisions[0].duration == cut.duration
+        assert len(cut.load_audio()[0]) == round(cut.duration * RATE)
+
+
 def test_rooms_and_speeds_of_no_use_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
         read_responses(tmp_path / "none.jsonl")

@@ -246,7 +246,9 @@ def make_store(
     with writing(folder, BEGUN_ANEW):
         partial.mkdir(parents=True, exist_ok=True)
         done, frames = _write_features(_in_processes(jobs, workers), partial / "features.f16", progress)
-        CutSet.from_cuts(done).to_file(partial / "cuts.jsonl.gz")
+        CutSet.from_cuts(_at_speed(cut, augmentation.speed) for cut in done).to_file(
+            partial / "cuts.jsonl.gz"
+        )
         (partial / "store.json").write_text(json.dumps({"front_end": description, "frames": frames}))
         partial.rename(folder)
 
@@ -266,6 +268,11 @@ def _write_features(
                 done.append(cut)
             progress(sum(cut.duration for cut, _ in results))
     return done, frames
+
+
+def _at_speed(cut: Cut, speed: float) -> Cut:
+    """Return a cut under its name, as long as what a store holds of it."""
+    return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
 
 
 def _in_processes(jobs: list[Job], workers: int) -> Iterator[list[tuple[Cut, FeatureArray]]]:
