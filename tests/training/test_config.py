@@ -124,6 +124,7 @@ def test_what_does_not_belong_is_refused(place: tuple[str | int, ...], value: An
         (LossConfig, {"band_around": "line"}, "one of ctc, path"),
         (LossConfig, {"shift": -1}, "shift and embedding_delay"),
         (LossConfig, {"consistency": 1.0, "self_ctc": 1.0}, "no consistency beside"),
+        (LossConfig, {"consistency": 1.0, "path": 1.0, "window": 2}, "no consistency beside"),
         (LossConfig, {"window": 0}, "window and hypotheses above 0"),
         (LossConfig, {"temperature": 0.0}, "a temperature above 0"),
         (LossConfig, {"collapsed": 1.0}, "a teacher for collapsed"),

@@ -301,8 +301,9 @@ class LossConfig:
         require(min(self.shift, self.embedding_delay) >= 0, "shift and embedding_delay of 0 or more")
         require(min(self.window, self.hypotheses) > 0, "window and hypotheses above 0")
         require(self.temperature > 0, "a temperature above 0")
-        one_view = any(getattr(self, name) for name in SELF_LOSSES) or self.shift > 0
-        require(not (self.consistency and one_view), "no consistency beside self-distillation or a shift")
+        one_view = any(getattr(self, name) for name in SELF_LOSSES) or self.shift > 0 or self.window > 1
+        alone = "no consistency beside self-distillation, a shift or a window"
+        require(not (self.consistency and one_view), alone)
         by_teacher = self.collapsed or self.lattice
         require(bool(self.teacher) or not by_teacher, "a teacher for collapsed and lattice")
 
