@@ -11,12 +11,12 @@ from typing import Any
 from kd_recipes import CHUNK_FRAMES, RowConfig
 from machine import describe_machine, describe_versions
 
-from onebest_training.batches import load_dev
 from onebest_training.checkpoint import load_model
 from onebest_training.config import TrainConfig
 from onebest_training.decode import dev_batches, measure
 from onebest_training.delay import summarize
 from onebest_training.trainer import MEASURED_LEFT_FRAMES
+from onebest_training.utterances import load_dev
 
 Row = dict[str, Any]
 OVERALL = "overall"

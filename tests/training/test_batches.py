@@ -17,21 +17,12 @@ from torch.utils.data import DataLoader
 from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import SILENCE
-from onebest_training.batches import (
-    LONGEST_GAP,
-    Batch,
-    PassDataset,
-    Utterance,
-    load_dev,
-    load_training,
-    load_utterances,
-    pad_batch,
-    plan_pass,
-)
+from onebest_training.batches import LONGEST_GAP, Batch, PassDataset, pad_batch, plan_pass
 from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
 from onebest_training.targets import Description, TargetStore, shard_path, write_description, write_shard
+from onebest_training.utterances import Utterance, load_dev, load_training, load_utterances
 from onebest_training.vocabulary import TextEncoder
 
 LIVELY = AugmentConfig(0.5, 0.5, (5.0, 20.0), 0.1, 0.2, 1, 8, 1.0, 6)

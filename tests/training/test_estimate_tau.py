@@ -10,11 +10,11 @@ from tone_corpus import PIECES, ToneCorpus, make_talkative_run
 
 from onebest.cli import main
 from onebest.cuts import read_cuts
-from onebest_training.batches import Utterance
 from onebest_training.checkpoint import load, load_model, save
 from onebest_training.decode import dev_batches, transducer_greedy
 from onebest_training.encoder import frames_out
 from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
+from onebest_training.utterances import Utterance
 
 EARLIER = 2
 

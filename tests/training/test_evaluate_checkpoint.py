@@ -15,7 +15,6 @@ from target_stores import write_targets
 from tone_corpus import PIECES, ToneCorpus, make_stage, make_talkative_run, tiny_config
 
 from onebest.cli import main
-from onebest_training.batches import load_utterances
 from onebest_training.beam import SearchOptions, beam_search
 from onebest_training.checkpoint import load_model
 from onebest_training.decode import dev_batches, measure
@@ -30,6 +29,7 @@ from onebest_training.language_model import (
     save_language_model,
 )
 from onebest_training.trainer import Trainer
+from onebest_training.utterances import load_utterances
 from onebest_training.vocabulary import TextEncoder, train_vocabulary
 
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from tone_corpus import PIECES, ToneCorpus
 from onebest.cli import main
 from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
-from onebest_training.batches import Utterance, pad_batch
+from onebest_training.batches import pad_batch
 from onebest_training.checkpoint import load_model
 from onebest_training.decode import TAIL_FRAMES
 from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
@@ -30,6 +30,7 @@ from onebest_training.figures import (
     short_names,
 )
 from onebest_training.speech import cut_text
+from onebest_training.utterances import Utterance
 
 PNG = b"\x89PNG\r\n"
 

@@ -12,7 +12,7 @@ The stages, one file each:
 - ``encoder``, ``transducer``: the model
 - ``planes``, ``lattice``, ``band``: joiner outputs -> the transducer loss, whole or on a band around a path
 - ``losses``: what a stage minimises
-- ``batches``, ``augment``: the store -> batches in a fixed order, augmented
+- ``utterances``, ``batches``, ``augment``: the store -> batches in a fixed order, augmented
 - ``start``, ``trainer``, ``parallel``, ``checkpoint``, ``runlog``: batches -> a trained checkpoint and its
   log, resumable at any step, in one process or several (``onebest train``, ``onebest average``)
 - ``figures``, ``figure_data``: checkpoints and logs -> pictures (``onebest figure``)

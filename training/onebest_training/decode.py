@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from onebest_training.batches import Batch, Utterance, pad_batch
+from onebest_training.batches import Batch, pad_batch
 from onebest_training.beam import SearchOptions, beam_search
 from onebest_training.delay import TimedToken, matched_delays, reference_tokens
 from onebest_training.language_model import LanguageModel
 from onebest_training.transducer import BLANK, Transducer
+from onebest_training.utterances import Utterance
 from onebest_training.vocabulary import TextEncoder
 
 #: Silence behind an utterance when it is measured, in 10 ms frames, like the runtime's.

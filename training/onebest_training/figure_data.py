@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onebest.errors import DataError
-from onebest_training.batches import Utterance, pad_batch
+from onebest_training.batches import pad_batch
 from onebest_training.checkpoint import load_model
 from onebest_training.decode import TAIL_FRAMES
 from onebest_training.features import FeatureStore
@@ -19,6 +19,7 @@ from onebest_training.references import LatticeNodes, references_of
 from onebest_training.runlog import corpus_and_chunk, read_rows
 from onebest_training.speech import cut_text
 from onebest_training.targets import BLANK, TargetStore, TeacherPath
+from onebest_training.utterances import Utterance
 
 LEFT_FRAMES = 128
 

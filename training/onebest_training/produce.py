@@ -22,7 +22,6 @@ from torch import Tensor
 from onebest.cuts import Cut, read_cuts
 from onebest.errors import DataError
 from onebest.frontend import FloatArray
-from onebest_training.batches import FRAMES_PER_LABEL
 from onebest_training.encoder import FRAMES_PER_SECOND
 from onebest_training.features import FeatureStore
 from onebest_training.speech import UNREADABLE, cut_text, in_order, load_usable, log_left_out, needs_extra
@@ -36,6 +35,7 @@ from onebest_training.targets import (
     write_shard,
 )
 from onebest_training.teacher import TargetOptions, Teacher
+from onebest_training.utterances import FRAMES_PER_LABEL
 
 log = logging.getLogger(__name__)
 LABELS = ("text", "search")

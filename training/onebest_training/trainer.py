@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training import checkpoint as checkpoints
-from onebest_training.batches import Batch, PassDataset, load_dev, load_training
+from onebest_training.batches import Batch, PassDataset
 from onebest_training.checkpoint import Checkpoint, Position
 from onebest_training.config import StageConfig, TrainConfig
 from onebest_training.decode import dev_batches, measure
@@ -35,6 +35,7 @@ from onebest_training.runlog import Means, RunLog
 from onebest_training.start import read_tokens, start_encoder, start_model
 from onebest_training.strict import to_dict
 from onebest_training.transducer import Transducer
+from onebest_training.utterances import load_dev, load_training
 
 log = logging.getLogger(__name__)
 MEASURED_LEFT_FRAMES = 128

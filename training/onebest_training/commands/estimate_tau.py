@@ -10,8 +10,8 @@ from onebest.cli import Command
 from onebest.errors import DataError
 
 if TYPE_CHECKING:
-    from onebest_training.batches import Utterance
     from onebest_training.features import FeatureStore
+    from onebest_training.utterances import Utterance
     from onebest_training.vocabulary import TextEncoder
 
 
@@ -92,8 +92,8 @@ def measure_delays(
 
 def _utterances(targets: Path, store: FeatureStore, tokens: TextEncoder) -> list[Utterance]:
     """Return the store's cuts that have a target, with the teacher's labels."""
-    from onebest_training.batches import load_utterances
     from onebest_training.config import SourceConfig
+    from onebest_training.utterances import load_utterances
 
     source = SourceConfig(str(store.folder), targets=str(targets), labels="teacher")
     utterances = load_utterances(store, tokens, float("inf"), source)
