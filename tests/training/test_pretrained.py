@@ -29,6 +29,7 @@ from onebest_training.features import FeatureStore, SampleAugmentation, make_sto
 from onebest_training.pretrained import (
     PretrainedEncoder,
     TorchaudioEncoder,
+    TransformersEncoder,
     WhisperEncoder,
     embed_stacked,
     open_encoder,
@@ -154,6 +155,16 @@ def test_what_transformers_models_give_in_training_follows_from_torchs_seed(
         torch.manual_seed(0)
         found.append(encoder.embed(*noise(1.0)))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_transformers_models_in_half_precision_run_in_float32(half: torch.dtype, tmp_path: Path) -> None:
+    theirs = save_self_supervised("hubert", tmp_path).to(half)
+    theirs.save_pretrained(tmp_path)
+    encoder, (samples, lengths) = open_encoder(f"transformers:{tmp_path}"), noise(1.0)
+    with torch.no_grad():
+        expected = TransformersEncoder(theirs.float(), normalize=True).embed(samples, lengths)
+        torch.testing.assert_close(encoder.embed(samples, lengths), expected)
 
 
 def test_a_batch_norm_is_part_of_a_model(tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ def read_whisper(paths: list[Path]) -> dict[str, Tensor]:
 
 
 def load_whole(kind: Any, source: str, needed: str) -> Any:
-    """Return a model of transformers, which by itself draws at random what a checkpoint lacks.
+    """Return a model of transformers, in float32, which by itself draws at random what a checkpoint lacks.
+
+    Its newer versions leave a checkpoint in half precision as it is, and float32 samples do not go into that.
 
     Args:
         kind: its class.
@@ -156,7 +158,7 @@ def load_whole(kind: Any, source: str, needed: str) -> Any:
         raise ModelError(f"{source}: no model of transformers that can be read ({reason}).") from error
     if missing := sorted(name for name in found["missing_keys"] if re.match(needed, name)):
         raise ModelError(f"{source} lacks {missing[0]}, which its config.json promises. Get it anew.")
-    return model
+    return model.float()
 
 
 def read_transformers(folder: Path) -> dict[str, Tensor]:
