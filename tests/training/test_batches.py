@@ -18,11 +18,17 @@ from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import SILENCE
 from onebest_training.batches import LONGEST_GAP, Batch, PassDataset, pad_batch, plan_pass
-from onebest_training.config import AugmentConfig, DataConfig, SourceConfig
+from onebest_training.config import AugmentConfig, DataConfig, LossConfig, SourceConfig, StageConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
 from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
 from onebest_training.targets import Description, TargetStore, shard_path, write_description, write_shard
-from onebest_training.utterances import Utterance, load_dev, load_training, load_utterances
+from onebest_training.utterances import (
+    Utterance,
+    check_delays,
+    load_dev,
+    load_training,
+    load_utterances,
+)
 from onebest_training.vocabulary import TextEncoder
 
 LIVELY = AugmentConfig(0.5, 0.5, (5.0, 20.0), 0.1, 0.2, 1, 8, 1.0, 6)
@@ -287,6 +293,16 @@ def test_training_takes_all_stores(corpus: ToneCorpus, tokens: TextEncoder, data
     assert Counter(u.weight for u in found) == {1.0: 48, 0.5: 8}
     with pytest.raises(DataError, match="no utterance to train on"):
         load_training(replace(data, max_seconds=0.1), tokens)
+
+
+@pytest.mark.parametrize("setting", ["shift", "embedding_delay"])
+def test_a_student_is_not_later_than_all_utterances_are_long(
+    utterances: list[Utterance], setting: str
+) -> None:
+    longest = max(utterance.cut.custom["num_frames"] for utterance in utterances) // SUBSAMPLING
+    check_delays([StageConfig("a", 1, loss=LossConfig(**{setting: longest - 1}))], utterances)
+    with pytest.raises(ConfigError, match=rf"below the {longest} frames .*, not {longest + 1} as in stage b"):
+        check_delays([StageConfig("b", 1, loss=LossConfig(**{setting: longest + 1}))], utterances)
 
 
 def test_frames_of_an_encoder_are_masked_over_time_and_left_alone_else(

@@ -35,7 +35,7 @@ from onebest_training.runlog import Means, RunLog
 from onebest_training.start import read_tokens, start_encoder, start_model
 from onebest_training.strict import to_dict
 from onebest_training.transducer import Transducer
-from onebest_training.utterances import load_dev, load_training
+from onebest_training.utterances import check_delays, load_dev, load_training
 
 log = logging.getLogger(__name__)
 MEASURED_LEFT_FRAMES = 128
@@ -83,6 +83,7 @@ class Trainer:
         if self.path.exists():
             self._resume(change_config)
         self.utterances = load_training(config.data, self.tokens)
+        check_delays(config.stages, self.utterances)
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
         dev = load_dev(config.data, self.tokens)
         self.front_end = self.front_end or self.utterances[0].store.front_end_digest

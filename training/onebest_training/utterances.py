@@ -9,9 +9,10 @@ from pathlib import Path
 
 from onebest.cuts import Cut
 from onebest.errors import DataError
-from onebest_training.config import DataConfig, SourceConfig
+from onebest_training.config import DataConfig, SourceConfig, StageConfig
 from onebest_training.features import FeatureStore, Layout
 from onebest_training.speech import cut_text
+from onebest_training.strict import require
 from onebest_training.targets import TargetStore
 from onebest_training.vocabulary import TextEncoder
 
@@ -147,6 +148,19 @@ def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
     if not utterances:
         raise DataError("no utterance to train on is left; see the log for what was left out and why.")
     return utterances
+
+
+def check_delays(stages: Sequence[StageConfig], utterances: Sequence[Utterance]) -> None:
+    """Make sure that no stage wants its student later than any utterance is long, with nothing to learn.
+
+    Raises:
+        ConfigError: one does.
+    """
+    longest = max(_frames_in(utterance.store, utterance.cut) for utterance in utterances)
+    for stage in stages:
+        late = max(stage.loss.shift, stage.loss.embedding_delay)
+        bound = f"shift and embedding_delay below the {longest:.0f} frames of the longest utterance"
+        require(late < longest, f"{bound}, not {late} as in stage {stage.name}")
 
 
 def load_dev(config: DataConfig, tokens: TextEncoder) -> dict[str, list[Utterance]]:
