@@ -124,7 +124,10 @@ class Trainer:
             return False
 
     def run(self, progress: Progress = lambda position, loss: None) -> None:
-        """Train to the end of the last stage; ``progress`` is told the position and loss after every step."""
+        """Train to the end of the last stage; ``progress`` is told the position and loss after every step.
+
+        A run that is finished stays as it is, down to the bytes of its checkpoint, by which targets know it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         run_log = RunLog(self.folder, self.position.step) if self.processes.is_first else None
         try:
@@ -135,7 +138,6 @@ class Trainer:
         finally:
             if run_log:
                 run_log.close()
-        self.save()
 
     def _run_stage(self, stage: StageConfig, run_log: RunLog | None, progress: Progress) -> None:
         def write(values: dict[str, Any]) -> None:
