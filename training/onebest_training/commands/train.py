@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     set_threads(arguments.threads)
     config = load_config(arguments.config)
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
     try:
         trainer = Trainer(config, arguments.run, arguments.device, arguments.change_config)
-        if trainer.processes.is_first:
-            logging.basicConfig(level=logging.INFO, format="%(message)s")
+        if is_first:
             advise(config.bf16, trainer.device)
             _run_under_a_bar(trainer)
         else:
