@@ -83,10 +83,17 @@ def _load_recording(cut: Cut) -> FloatArray:
     try:
         samples: FloatArray = cut.recording.load_audio()
     except Exception as error:
-        source = cut.recording.sources[0].source
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        kind, source = cut.recording.sources[0].type, cut.recording.sources[0].source
+        missing = kind == "file" and not Path(source).exists()
+        reason = "there is no such file" if missing else _reason(error)
         raise DataError(f"{source}: cannot be read ({reason}). Repair it or remove its cuts.") from error
     return samples
+
+
+def _reason(error: Exception) -> str:
+    """Return what lhotse's first reader says of a file; the errors of all stand in lines under a heading."""
+    heading, *readers = str(error).splitlines() or [type(error).__name__]
+    return readers[0].rpartition(">: ")[2] if readers else heading
 
 
 def _channels(cut: Cut) -> list[int]:

@@ -244,8 +244,10 @@ def test_manifests_that_cannot_be_used(capsys, tiny_folder, tmp_path, manifest):
     refuse(capsys, tiny_folder, tmp_path / "folder", "no *.trans.txt there")
     soundfile.write(tmp_path / "two.flac", make_audio(2.0), 16000)
     refuse(capsys, tiny_folder, manifest, "two.flac: cannot be read")
+    (tmp_path / "one.flac").write_bytes(b"no audio")
+    refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read (Error opening")
     (tmp_path / "one.flac").unlink()
-    refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read")
+    refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read (there is no such file)")
 
 
 def test_a_cut_longer_than_its_recording(tmp_path):
