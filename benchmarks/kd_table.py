@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 
 import torch
 from kd_data import Inputs, write_manifests
@@ -41,7 +41,7 @@ from kd_tasks import Task, run_tasks
 
 from onebest.cli import main as run_onebest
 from onebest.errors import ConfigError
-from onebest_training.checkpoint import load
+from onebest_training.checkpoint import load, write
 from onebest_training.commands.estimate_tau import measure_delays
 from onebest_training.config import TrainConfig
 from onebest_training.features import FeatureStore
@@ -238,7 +238,7 @@ def truncate_encoder(source: Path, path: Path, blocks: int) -> None:
             for name, value in weights.items()
             if not name.startswith("blocks.") or int(name.split(".")[1]) < blocks
         }
-        torch.save(kept, path)
+        write(kept, path)
 
 
 def make_tau(recipes: Recipes, work: Work) -> None:
@@ -251,7 +251,7 @@ def make_tau(recipes: Recipes, work: Work) -> None:
         delays, _ = measure_delays(checkpoint, work.targets(DEV), work.store(DEV), chunk)
         if not delays:
             logging.warning("%s recognises nothing, tau is 0", name)
-        tau = max(0, round(median(delays))) if delays else 0
+        tau = max(0, median_low(delays)) if delays else 0
         write_json(work.tau, {"tau": tau, "tokens": len(delays), "row": name})
         logging.info("tau: %d frames, the median of %d tokens of %s", tau, len(delays), name)
 
