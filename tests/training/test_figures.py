@@ -118,7 +118,7 @@ def test_cuts_that_are_not_there_are_refused(corpus: ToneCorpus, unbroken: Path)
 
 
 def test_curves_hold_every_row_of_the_logs(unbroken: Path, tmp_path: Path) -> None:
-    other = write_log(tmp_path / "other", [{"step": 7, "loss": 2.0}, {"step": 8, "wer/plain/0": 50.0}])
+    other = write_log(tmp_path / "other", [{"step": 7, "loss": 2.0}, {"step": 8, "wer/plain/0": 150.0}])
     figure = draw_curves([unbroken, other])
     rows = read_log(unbroken)
     for axes, key in zip(
@@ -129,7 +129,10 @@ def test_curves_hold_every_row_of_the_logs(unbroken: Path, tmp_path: Path) -> No
         assert axes.get_ylabel()
     loss, wer = figure.axes[:2]
     assert [line.get_xydata().tolist() for line in loss.get_lines()][1] == [[7, 2]]
-    assert [line.get_xydata().tolist() for line in wer.get_lines() if line.get_color() == "C1"] == [[[8, 50]]]
+    assert [line.get_xydata().tolist() for line in wer.get_lines() if line.get_color() == "C1"] == [
+        [[8, 150]]
+    ]
+    assert wer.get_ylim()[0] == 0 < 150 < wer.get_ylim()[1]
     legend = wer.get_legend()
     assert legend is not None
     names = [text.get_text() for text in legend.get_texts()]

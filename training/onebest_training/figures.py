@@ -105,7 +105,7 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
     figure = Figure(figsize=(12, 8), layout="constrained")
     (loss, wer), (rate, speed) = figure.subplots(2, 2, sharex=True)
     loss.set(title="training loss", ylabel="nats a label", yscale="log")
-    wer.set(title="word error rate on dev", ylabel="%", ylim=(0, 100))
+    wer.set(title="word error rate on dev", ylabel="%")
     rate.set(title="learning rate", ylabel="of the heads and new blocks", xlabel="step")
     speed.set(title="speed", ylabel="seconds of audio a second", xlabel="step")
     measured = sorted(
@@ -118,6 +118,7 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
         _plot(speed, rows, "audio_seconds_a_second", colour)
         for number, key in enumerate(measured):
             _plot(wer, rows, key, colour, STYLES[number % len(STYLES)], MARKERS[number % len(MARKERS)])
+    wer.set_ylim(bottom=0)
     _legend_of_measures(wer, measured)
     handles = [Line2D([], [], color=f"C{index}", label=name) for index, name in enumerate(logs)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), title="run")
