@@ -144,7 +144,7 @@ def test_a_kill_while_writing_leaves_the_old_one(
 def test_a_full_disk_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save(make_checkpoint(), path)
-    (tmp_path / "checkpoint.partial").symlink_to("/dev/full")
+    (tmp_path / "checkpoint.pt.partial").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"checkpoint.pt: cannot be written \(No space left on device\)"):
         save(replace(make_checkpoint(), position=Position()), path)
     assert load(path).position == POSITION
@@ -161,6 +161,7 @@ def test_a_disk_that_fills_up_on_the_way_is_named_and_the_old_one_stays(tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load(path).position == POSITION
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

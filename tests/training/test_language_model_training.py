@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    (tmp_path / "lm.partial").symlink_to("/dev/full")
+    (tmp_path / "lm.checkpoint.partial").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"lm.checkpoint: cannot be written \(No space left"):
         train_language_model(
             CONFIG, SENTENCES, Schedule(), checkpoint=tmp_path / "lm.checkpoint", checkpoint_seconds=0.0

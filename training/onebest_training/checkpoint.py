@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from onebest.errors import ConfigError, ModelError
 from onebest_training.config import ModelConfig, TrainConfig
-from onebest_training.speech import writing
+from onebest_training.speech import replace_file, writing
 from onebest_training.strict import from_dict, to_dict
 from onebest_training.transducer import Transducer
 from onebest_training.vocabulary import TextEncoder
@@ -90,14 +89,10 @@ def write(content: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: it cannot be written, for instance because the disk is full.
     """
-    partial, buffer = path.with_suffix(".partial"), io.BytesIO()
+    buffer = io.BytesIO()
     torch.save(content, buffer)  # into a file it would call a full disk a RuntimeError
     with writing(path):
-        with open(partial, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace_file(path, buffer.getbuffer())
 
 
 def read(path: Path, kind: str, advice: str) -> Any:
@@ -147,8 +142,14 @@ def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
         model = Transducer(from_dict(ModelConfig, checkpoint.config["model"], "model"))
         model.load_state_dict({name: value.float() for name, value in checkpoint.average.items()})
     except (KeyError, RuntimeError, ConfigError) as error:
-        raise ModelError(f"{path}: the weights do not fit the configuration ({error}).") from error
+        raise ModelError(f"{path}: the weights do not fit the configuration ({misfit(error)}).") from error
     return model.eval(), TextEncoder(checkpoint.tokens), checkpoint
+
+
+def misfit(error: Exception) -> str:
+    """Return the first of the weights that do not fit, which torch lists in lines under a heading."""
+    heading, *weights = str(error).splitlines()
+    return (weights or [heading])[0].strip().rstrip(".")
 
 
 def model_alone(checkpoint: Checkpoint) -> Checkpoint:

@@ -6,6 +6,7 @@ Axis legend: S samples.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,25 @@ def writing(path: Path, advice: str = KEPT) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}). {advice}") from error
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; what was written of it no longer takes up the disk.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        if partial.is_file():
+            partial.unlink()
+        raise
 
 
 @contextmanager

@@ -53,7 +53,9 @@ def start_encoder(encoder: Encoder, path: str) -> frozenset[str]:
     try:
         unexpected = encoder.load_state_dict(weights, strict=False).unexpected_keys
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"{path} does not fit the configured encoder: {error}") from error
+        raise ConfigError(
+            f"{path} does not fit the configured encoder: {checkpoints.misfit(error)}"
+        ) from error
     if unexpected:
         raise ConfigError(
             f"{path} has {unexpected[0]}, which the configured encoder lacks. Give the first blocks the "
@@ -84,4 +86,4 @@ def start_model(model: Transducer, path: str, tokens_model: bytes) -> None:
     try:
         model.load_state_dict(found)
     except RuntimeError as error:
-        raise ConfigError(f"{path} does not fit the configured model: {error}") from error
+        raise ConfigError(f"{path} does not fit the configured model: {checkpoints.misfit(error)}") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from onebest.targets import (
     shard_path,
 )
 from onebest.vocabulary import BLANK
-from onebest_training.speech import writing
+from onebest_training.speech import replace_file, writing
 
 __all__ = [
     "BLANK",
@@ -59,16 +58,6 @@ def write_description(description: Description, folder: Path) -> None:
             f"{folder} was begun with other {', '.join(names)}. Give another folder, or remove it to "
             "start anew."
         )
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def write_shard(path: Path, paths: dict[str, list[TeacherPath]], left_out: dict[str, str]) -> None:

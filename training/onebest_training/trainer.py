@@ -110,7 +110,8 @@ class Trainer:
             self.optimizer.load_state_dict(saved.optimizer)
         except (RuntimeError, ValueError) as error:
             raise ModelError(
-                f"{self.path}: does not fit the configured model ({error}). Give another folder."
+                f"{self.path}: does not fit the configured model ({checkpoints.misfit(error)}). Give another "
+                "folder."
             ) from error
         self.average = {name: value.to(self.device) for name, value in saved.average.items()}
         self.position, self.front_end = saved.position, saved.front_end
