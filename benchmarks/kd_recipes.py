@@ -168,7 +168,7 @@ def read_recipes(folder: Path) -> Recipes:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
 
 

@@ -163,6 +163,7 @@ def test_impossible_values_are_refused(kind: type, values: dict[str, Any], messa
 def test_a_file_that_is_missing_or_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.toml: cannot be read as TOML"):
         load_config(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("steps = = 3")
-    with pytest.raises(ConfigError, match=r"bad.toml: cannot be read as TOML"):
-        load_config(tmp_path / "bad.toml")
+    for content in (b"steps = = 3", 'note = "né"'.encode("latin-1")):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"bad.toml: cannot be read as TOML"):
+            load_config(tmp_path / "bad.toml")

@@ -466,6 +466,6 @@ def load_config(path: Path) -> TrainConfig:
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
     return from_dict(TrainConfig, values, str(path))
