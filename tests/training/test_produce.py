@@ -181,7 +181,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
         os.rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("onebest_training.targets.os.replace", full_after_five)
+        patch.setattr("onebest_training.speech.os.replace", full_after_five)
         with pytest.raises(DataError, match=r"shard-0000\d.targets: cannot be written \(No space left"):
             produce(production, tmp_path)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*.targets")}

@@ -174,7 +174,7 @@ def test_a_full_disk_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("onebest_training.targets.os.fsync", full)
+    monkeypatch.setattr("onebest_training.speech.os.fsync", full)
     before = shard_path(store, 1).read_bytes()
     with pytest.raises(DataError, match=r"shard-00001.targets: cannot be written \(No space left"):
         write_shard(shard_path(store, 1), {"a": [random_path([4], 6, 10)]}, {})
