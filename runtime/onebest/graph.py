@@ -132,13 +132,7 @@ class Graph:
         Raises:
             ModelError: it is missing or something else.
         """
-        value = self.metadata(key)
-        if not (value.isascii() and value.isdigit() and int(value) > 0):
-            raise ModelError(
-                f"{self.path}: the metadata key {key!r} is {value!r}, expected a positive whole "
-                "number. Export the model again."
-            )
-        return int(value)
+        return self._read_sizes(key, "a positive whole number", [self.metadata(key)])[0]
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """Return a metadata value that must be positive whole numbers with commas between them.
@@ -146,11 +140,16 @@ class Graph:
         Raises:
             ModelError: it is missing or something else.
         """
-        parts = self.metadata(key).split(",")
+        wanted = "positive whole numbers with commas between them"
+        return self._read_sizes(key, wanted, self.metadata(key).split(","))
+
+    def _read_sizes(self, key: str, wanted: str, parts: Sequence[str]) -> tuple[int, ...]:
+        """Return the parts of a value as numbers; spaces around one do not count, as in sherpa-onnx."""
+        parts = [part.strip() for part in parts]
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             raise ModelError(
-                f"{self.path}: the metadata key {key!r} is {self.metadata(key)!r}, expected positive whole "
-                "numbers with commas between them. Export the model again."
+                f"{self.path}: the metadata key {key!r} is {self.metadata(key)!r}, expected {wanted}. Export "
+                "the model again."
             )
         return tuple(map(int, parts))
 

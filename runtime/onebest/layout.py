@@ -159,7 +159,7 @@ def _read_conformer(encoder: Graph) -> Layout:
             f"{chunk} and {pad}. Export the model again."
         )
     caches = Cache((layers, left, None, width)), Cache((layers, kernel - 1, None, width))
-    looks_ahead = encoder.metadata("right_context", default="0") != "0"
+    looks_ahead = encoder.metadata("right_context", default="0").strip() != "0"
     right = encoder.size("right_context") if looks_ahead else 0
     return Layout(chunk, pad, caches, True, left, right if right * SUBSAMPLING <= pad else 0)
 

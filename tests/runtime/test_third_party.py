@@ -94,6 +94,17 @@ def test_every_state_matters(model, monkeypatch):
         assert recognizer.transcribe(AUDIOS[0]) != expected
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        make_conformer(decode_chunk_len=" 64", encoder_dim="8 ", right_context=" 0"),
+        make_zipformer2(T="45 ", num_heads="2, 4", encoder_dims=" 8, 12"),
+    ],
+)
+def test_spaces_around_numbers_do_not_count(tmp_path, encoder):
+    compare_with_sherpa(write_contract_model(tmp_path / "model", encoder), tmp_path)
+
+
 def refuse(folder, encoder, says):
     onnx.save(encoder, folder / "encoder.onnx")
     with pytest.raises(ModelError, match=says):
