@@ -44,7 +44,7 @@ def check_samples(samples: npt.NDArray[Any]) -> FloatArray:
             f"Expected float32 samples in [-1, 1], got one of {peak:g}. "
             "Divide by full scale (32768 for 16 bits)."
         )
-    return samples
+    return np.require(samples, requirements="A")  # a part of a message may begin at an odd byte
 
 
 class Resampler:

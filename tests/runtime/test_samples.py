@@ -5,12 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onebest.errors import AudioError
+from onebest.frontend import compute_features
 from onebest.samples import Resampler, check_samples
 
 
 def test_int16_is_float32():
     integers = np.array([-32768, -1, 0, 1, 16384, 32767], np.int16)
     np.testing.assert_array_equal(check_samples(integers), integers / np.float32(32768))
+
+
+def test_samples_behind_a_header_of_odd_length():
+    samples = np.linspace(-1, 1, 800, dtype=np.float32)
+    received = np.frombuffer(b"\x01" + samples.tobytes(), np.float32, offset=1)
+    np.testing.assert_array_equal(compute_features(check_samples(received)), compute_features(samples))
 
 
 @pytest.mark.parametrize(
