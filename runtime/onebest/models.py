@@ -13,10 +13,17 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def models_folder() -> Path:
-    """Return the folder of fetched models: ``$ONEBEST_CACHE``, or ``onebest`` in the user's cache."""
+    """Return the folder of fetched models: ``$ONEBEST_CACHE``, or ``onebest`` in the user's cache.
+
+    Raises:
+        ModelError: the user, as one of some services and containers, has no home to hold a cache.
+    """
     if own := os.environ.get("ONEBEST_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onebest"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onebest"
+    except RuntimeError as error:
+        raise ModelError(f"{error} Name a folder for models in $ONEBEST_CACHE.") from error
 
 
 def fetched_folder(name: str) -> Path:

@@ -179,6 +179,15 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
     assert models_folder() == tmp_path / ".cache" / "onebest"
 
 
+def test_a_user_without_a_home(monkeypatch, capsys):
+    for name in ("ONEBEST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    for command in ("inspect", "pull"):
+        assert main([command, NAME]) == 1
+        assert "Name a folder for models in $ONEBEST_CACHE" in capsys.readouterr().err
+
+
 def test_offline_use_touches_no_network(cache, monkeypatch, tiny_folder, capsys, tmp_path):
     """Every way to a socket is closed; loading, recognising and inspecting a fetched model still work."""
     write_bundle(cache / NAME)
