@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from onebest.vocabulary import Speller, Vocabulary
+from onebest.vocabulary import Speller, Vocabulary, starts_word
 
 #: One encoder frame: a token is heard in one.
 FRAME_MS = 40
@@ -44,7 +44,7 @@ class Word(NamedTuple):
     """One word and when it was heard.
 
     Attributes:
-        text: the word without spaces.
+        text: the word without spaces; in Chinese and Japanese a character.
         start: seconds from the stream's first sample to its first token.
         end: seconds to the end of its last token.
         confidence: the geometric mean of its tokens' probabilities.
@@ -204,8 +204,8 @@ def seconds(frames: int) -> float:
 
 def _words(tokens: Sequence[Token], pieces: Sequence[str]) -> tuple[Word, ...]:
     words: list[Word] = []
-    starts = [index for index, piece in enumerate(pieces) if index == 0 or piece.startswith(" ")]
-    for first, last in pairwise([*starts, len(pieces)]):
+    starts = [index for index, pair in enumerate(pairwise(pieces), 1) if starts_word(*pair)]
+    for first, last in pairwise([0, *starts, len(pieces)]):
         text = "".join(pieces[first:last]).strip()
         if text:
             logs = [math.log(max(token.confidence, 1e-30)) for token in tokens[first:last]]

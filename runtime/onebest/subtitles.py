@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 
 from onebest.results import Word
+from onebest.vocabulary import is_unspaced
 
 #: Two lines of 42 characters and six seconds: what the usual guidelines for subtitles allow.
 LINE_CHARACTERS, CUE_LINES, CUE_SECONDS = 42, 2, 6.0
@@ -73,11 +74,16 @@ def _fits(group: Sequence[Word], word: Word) -> bool:
 def _wrap(words: Sequence[Word]) -> list[str]:
     lines = [words[0].text]
     for word in words[1:]:
-        if len(lines[-1]) + 1 + len(word.text) <= LINE_CHARACTERS:
-            lines[-1] += " " + word.text
+        added = _space(lines[-1], word.text) + word.text
+        if len(lines[-1]) + len(added) <= LINE_CHARACTERS:
+            lines[-1] += added
         else:
             lines.append(word.text)
     return lines
+
+
+def _space(before: str, after: str) -> str:
+    return "" if is_unspaced(before[-1:]) and is_unspaced(after) else " "
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -22,6 +22,8 @@ WORD_START = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 #: What icefall's lexicons use to tell words apart that sound alike; its models never emit it.
 _DISAMBIGUATION = re.compile(r"#[0-9]+")
+#: Chinese and Japanese characters.
+_UNSPACED = re.compile("[\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Vocabulary:
     @cached_property
     def starts_word(self) -> npt.NDArray[np.bool_]:
         """Whether each id [V] begins a word: all do in a vocabulary that marks no word's start."""
-        starts = np.array([self.spell(token).startswith(" ") for token in range(len(self))])
+        starts = np.array([starts_word("", self.spell(token)) for token in range(len(self))])
         return starts if starts.any() else ~starts
 
     @cached_property
@@ -73,6 +75,16 @@ class Vocabulary:
         speller = Speller(self)
         text = "".join([speller.spell(token) for token in tokens])
         return (text + speller.finish() if final else text).strip()
+
+
+def is_unspaced(text: str) -> bool:
+    """Return whether a text begins in a script that has no spaces between words."""
+    return bool(_UNSPACED.match(text))
+
+
+def starts_word(before: str, text: str) -> bool:
+    """Return whether a text begins a word behind another; each unspaced character does."""
+    return text.startswith(" ") or is_unspaced(text) or (is_unspaced(before[-1:]) and text[:1].isalnum())
 
 
 class Speller:

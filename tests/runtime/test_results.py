@@ -88,6 +88,25 @@ def test_the_words_are_those_of_the_text():
     assert [[word.text for word in segment.words] for segment in result.segments] == [["theb"], ["c", "a"]]
 
 
+@pytest.mark.parametrize(
+    ("symbols", "words"),
+    [
+        ("你 好 吗", ["你", "好", "吗"]),
+        ("▁HE LLO 你 好 A B ▁C D", ["HELLO", "你", "好", "AB", "CD"]),
+        ("<0xE4> <0xBD> <0xA0> <0xE5> <0xA5> <0xBD> 。 か な", ["你", "好。", "か", "な"]),
+        ("▁안 녕 ▁하", ["안녕", "하"]),
+    ],
+)
+def test_characters_without_spaces_are_words(symbols, words):
+    symbols = symbols.split()
+    transcript = Transcript(Vocabulary(tuple(symbols)))
+    for token in range(len(symbols)):
+        transcript.add(token, token, 0.5)
+    found = transcript.to_result(False, 1.0).words
+    assert [word.text for word in found] == words
+    assert all(word.start < word.end <= following.start for word, following in pairwise(found))
+
+
 def ends(rules, frames):
     """Return behind which frames a segment ends; a frame is " " or "c", a token of that kind, or None."""
     endpointer, found = Endpointer(rules), []

@@ -35,6 +35,11 @@ def test_cues_hold_all_words_and_are_short_and_apart(words):
         assert cue.end - cue.start <= CUE_SECONDS + 1 + 1e-6
 
 
+def test_characters_without_spaces_are_shown_without():
+    words = [Word(text, place, place + 0.5, 0.9) for place, text in enumerate(["好", "OK", "你", "好", "吗"])]
+    assert make_cues(words)[0].text == "好 OK 你好吗"
+
+
 def test_a_cue_stays_a_little_after_its_last_word():
     words = [Word("hello", 1.0, 1.5, 0.9), Word("there", 1.6, 2.0, 0.9), Word("again", 9.0, 9.4, 0.9)]
     assert make_cues(words) == [Cue("hello there", 1.0, 3.0), Cue("again", 9.0, 10.4)]
