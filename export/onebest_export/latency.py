@@ -75,7 +75,9 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
         written = {"encoder": encoder, **paths}
         if files.streams:
             written["streams"] = work / files.streams.name
-            share_weights(files.streams, written["streams"], encoder)
+            for path in (files.encoder, files.streams):  # onnx reads no weights through a link
+                shutil.copy(path, Path(name) / path.name)
+            share_weights(Path(name) / files.streams.name, written["streams"], encoder)
         if card:
             sizes = {"chunk_frames": chunk_frames, "left_frames": left}
             card["architecture"] = {**card.get("architecture", {}), **sizes}

@@ -66,6 +66,17 @@ def test_a_fetched_model(int8_bundle, tmp_path, monkeypatch):
     assert load_bundle(tmp_path / "copy").sizes.chunk_frames == 32
 
 
+def test_a_bundle_of_links(int8_bundle, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in int8_bundle.iterdir():
+        (links / path.name).symlink_to(path)
+    for source, target in ((int8_bundle, tmp_path / "one"), (links, tmp_path / "other")):
+        assert main(["copy-latency", str(source), str(target), "--chunk-ms", "320"]) == 0
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "other" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_a_bundle_without_a_card_stays_without(int8_bundle, tmp_path):
     plain = copy_bundle(int8_bundle, tmp_path / "plain")
     assert main(["copy-latency", str(plain), str(tmp_path / "copy"), "--chunk-ms", "80"]) == 0
