@@ -104,5 +104,12 @@ def _replace(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if old.exists():
+            old.rename(target)
+        raise ModelError(
+            f"{target} could not be put in place ({error}): perhaps another pull of it ran. Pull again."
+        ) from error
     shutil.rmtree(old, ignore_errors=True)

@@ -9,6 +9,7 @@ from hub_server import serve_hub
 from tiny_model import make_audio, write_bundle, write_card, write_tokens
 
 from onebest import ModelError, Recognizer
+from onebest.bundle import load_bundle
 from onebest.cli import main
 from onebest.hub import pull
 from onebest.models import find_model, models_folder
@@ -142,6 +143,19 @@ def test_no_such_model(hub, cache, name, capsys):
     error = capsys.readouterr().err
     assert f"{name}: card.json could not be fetched" in error
     assert error.count("\n") == 1
+
+
+def test_two_pulls_at_once_leave_a_model(hub, cache, monkeypatch):
+    def load_while_another_pull_ends(staging):
+        loaded = load_bundle(staging)
+        staging.rename(cache / NAME)
+        return loaded
+
+    monkeypatch.setattr("onebest.hub.load_bundle", load_while_another_pull_ends)
+    with pytest.raises(ModelError, match="another pull of it ran"):
+        pull(NAME)
+    assert load_bundle(cache / NAME).name == "tiny"
+    assert pull(NAME) == cache / NAME
 
 
 @pytest.mark.parametrize("name", ["tiny", "../x/y", "a/b/c", "/etc/passwd", ""])
