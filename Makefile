@@ -139,7 +139,7 @@ model: $(STAMP)
 # The same in a minute, of made-up speech.
 model-small: $(STAMP)
 	rm -rf work/small
-	$(BIN)/python training/recipes/make_model.py --small --work work/small --make wheel large-bundle
+	$(BIN)/python training/recipes/make_model.py --small --work work/small --make wheel large-bundle small-bundle
 
 # The sdist, and the wheel built from it.
 wheel: $(STAMP)

@@ -53,6 +53,7 @@ MODEL = "levels"
 BUNDLES = {
     "bundle": ("mean.pt", "onebest-en", "default-card.json"),
     "large-bundle": ("large/checkpoint.pt", "onebest-en-large", "large-card.json"),
+    "small-bundle": ("small/checkpoint.pt", "onebest-en-small", "small-card.json"),
 }
 BLANK_PENALTY = 0.5
 #: Public repositories of novels as plain text and TEI, and of what people say to banks, shops and devices:
@@ -346,6 +347,10 @@ class Build:
         """Average models."""
         onebest("average", *map(self.need, MEANS[name]), "--output", path)
 
+    def pruned(self, path: Path) -> None:
+        """Cut what a smaller model starts from."""
+        onebest("prune", self.need("mean.pt"), "--output", path)
+
     def repository(self, path: Path, name: str) -> None:
         """Fetch one commit of a public repository."""
         url, commit, _ = REPOSITORIES[name]
@@ -433,6 +438,7 @@ RULES: dict[str, Callable[..., None]] = {
     r"card\.json": Build.card,
     r"results/(\w+)\.json": Build.result,
     rf"({'|'.join(MEANS)})\.pt": Build.mean,
+    r"pruned\.pt": Build.pruned,
     rf"({'|'.join(BUNDLES)})": Build.bundle,
     rf"({'|'.join(READ)})\.pt": Build.language_model,
     rf"({'|'.join(GATHERED)})\.txt\.gz": Build.texts,

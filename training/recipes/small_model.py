@@ -84,11 +84,14 @@ def write_room(folder: Path) -> None:
 
 def shrink(values: dict[str, Any]) -> None:
     """Make a recipe's model tiny and its run short; all else stays."""
+    part = 2 if values.get("initial_model") == "work/pruned.pt" else 1
     blocks = [
-        {"count": LAYERS, "feed_forward": INNER},
-        {"count": 1, "feed_forward": 16, "convolution_kernel": 3},
+        {"count": LAYERS, "feed_forward": INNER // part},
+        {"count": 1, "feed_forward": 16 // part, "convolution_kernel": 3},
     ]
     values["model"] |= {"vocabulary_size": PIECES, "predictor_width": 8, "joiner_width": 16}
+    if "embedding_width" in values["model"]:
+        values["model"]["embedding_width"] = WIDTH
     values["model"]["encoder"] |= {"width": WIDTH, "heads": HEADS, "position_period": 60, "blocks": blocks}
     values["data"] |= {"batch_seconds": BATCH_SECONDS, "tail_frames": 20}
     for stage in values["stages"]:
