@@ -7,6 +7,7 @@ the client does not read waits in a queue; beyond a limit the connection is cut.
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from websockets.asyncio.client import unix_connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.http11 import Response
 from websockets.protocol import State
 
 from onebest_server.http import Admitted, respond
@@ -30,6 +32,8 @@ _LONGEST_REASON_BYTES = 123
 _NO_CODE = 1005
 #: How the websockets library closes when a message is too long.
 _TOO_LONG = 1009
+#: How a request begins that wants to change something.
+_OTHER_METHOD = re.compile(rb"(?!GET |HEAD )[A-Z]+ /")
 
 
 class Doorway:
@@ -75,9 +79,19 @@ class ClientConnection(ServerConnection):
         """Take a new connection; one too many gets 503."""
         super().connection_made(transport)
         if not self.doorway.enter(self):
-            refusal = respond(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections are opening.")
-            self.transport.write(refusal.serialize())
-            self.transport.close()
+            self._refuse(respond(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections are opening."))
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a request that could have a body, which the library hangs up on, gets 405."""
+        if self.request is None and _OTHER_METHOD.match(data):
+            allowed = {"Allow": "GET, HEAD"}
+            self._refuse(respond(HTTPStatus.METHOD_NOT_ALLOWED, "Expected GET.", more=allowed))
+        else:
+            super().data_received(data)
+
+    def _refuse(self, refusal: Response) -> None:
+        self.transport.write(refusal.serialize())
+        self.transport.close()
 
     async def handshake(self, *arguments: Any, **named: Any) -> None:
         """Open the connection."""

@@ -20,9 +20,9 @@ from onebest_server.http import load_page
 from onebest_server.server import Settings
 
 
-def get(server, path, **headers):
+def get(server, path, method="GET", body=None, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("GET", path, headers=headers)
+    connection.request(method, path, body, headers)
     response = connection.getresponse()
     body = response.read()
     connection.close()
@@ -43,6 +43,12 @@ def test_health_and_readiness(serving):
     answers = ask(serving, ("/healthz", {}), ("/readyz", {}), ("/nothing", {}), ("/../secret", {}))
     assert [response.status for response, _ in answers] == [200, 200, 404, 404]
     assert all(response.headers["Connection"] == "close" for response, _ in answers)
+
+
+@pytest.mark.parametrize(("method", "body"), [("POST", b"audio"), ("POST", None), ("PUT", iter([b"audio"]))])
+def test_methods_that_change_something(serving, method, body):
+    [(response, text)] = ask(serving, ("/v1/listen", {"method": method, "body": body}))
+    assert (response.status, response.headers["Allow"], text) == (405, "GET, HEAD", b"Expected GET.\n")
 
 
 def test_a_protocol_without_an_upgrade(serving):
