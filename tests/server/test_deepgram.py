@@ -174,9 +174,13 @@ class TestMessages:
         "message",
         ["", "[]", "{}", '{"type": "Stop"}', '{"type": "Configure", "keyterms": "a"}', "[" * 100000],
     )
-    def test_wrong_messages(self, message):
-        with pytest.raises(ProtocolError):
-            list(make().receive(message))
+    def test_wrong_messages_do_not_end_the_stream(self, message):
+        protocol = make()
+        protocol.receive(INTS.tobytes())
+        (error,) = sent(protocol.receive(message))
+        assert (error["type"], error["variant"]) == ("Error", "SchemaError")
+        assert error["message"] == message[:200]
+        assert samples_of(protocol.receive(INTS.tobytes())) == [[100, -100]]
 
     def test_errors_are_told(self):
         actions = list(make().handle(Failed(1007, "why")))

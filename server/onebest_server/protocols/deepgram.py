@@ -42,6 +42,8 @@ from onebest_server.protocols.pcm import MOST_CHANNELS, PcmReader
 
 ENCODINGS = {"linear16": "<i2", "linear32": "<f4", "mulaw": "mulaw", "alaw": "alaw"}
 _TOO_MANY_KEYTERMS = "CONFIGURE_KEYTERM_LIMIT_EXCEEDED"
+#: Characters of a message that was not understood which are said again.
+_LONGEST_ECHO = 200
 
 
 class DeepgramProtocol(Protocol):
@@ -83,10 +85,15 @@ class DeepgramProtocol(Protocol):
             return ()
         if isinstance(message, bytes):
             return [*self._begin(), Audio(self._pcm.read(message))] if message else self._end("CloseStream")
-        fields = _read_object(message)
+        try:
+            return self._control(_read_object(message))
+        except ProtocolError as error:  # the stream goes on, as with Deepgram
+            return [_send(_error("SchemaError", error.reason) | {"message": message[:_LONGEST_ECHO]})]
+
+    def _control(self, fields: dict[str, Any]) -> list[Action]:
         match fields.get("type"):
             case "KeepAlive":
-                return ()
+                return []
             case "Finalize" | "CloseStream" as kind:
                 return self._end(kind)
             case "Configure":
@@ -101,8 +108,7 @@ class DeepgramProtocol(Protocol):
             case Finished():
                 return list(self._finish(event))
             case Failed():
-                error = {"type": "Error", "variant": "Error", "description": event.reason}
-                return [_send(error), Close(event.code, event.reason)]
+                return [_send(_error("Error", event.reason)), Close(event.code, event.reason)]
         return ()
 
     def _begin(self) -> list[Action]:
@@ -278,6 +284,10 @@ def _read_object(message: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ProtocolError(INVALID_DATA, "Expected binary audio or a JSON object.")
     return fields
+
+
+def _error(variant: str, description: str) -> dict[str, Any]:
+    return {"type": "Error", "variant": variant, "description": description}
 
 
 def _send(answer: dict[str, Any]) -> Send:
