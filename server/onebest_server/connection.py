@@ -7,7 +7,9 @@ the client does not read waits in a queue; beyond a limit the connection is cut.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +18,9 @@ from websockets.asyncio.client import unix_connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
-from websockets.protocol import State
+from websockets.protocol import Event, State
 
 from onebest_server.http import Admitted, respond
 from onebest_server.metrics import Metrics
@@ -70,10 +73,13 @@ class Doorway:
 
 
 class ClientConnection(ServerConnection):
-    """A connection that passes a doorway while it opens, and keeps what it was admitted as."""
+    """A connection that passes a doorway while it opens, keeps what it was admitted as, and says when its
+    client answers a ping.
+    """
 
     admitted: Admitted
     doorway: Doorway
+    on_pong: Callable[[], None]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection; one too many gets 503."""
@@ -88,6 +94,12 @@ class ClientConnection(ServerConnection):
             self._refuse(respond(HTTPStatus.METHOD_NOT_ALLOWED, "Expected GET.", more=allowed))
         else:
             super().data_received(data)
+
+    def process_event(self, event: Event) -> None:
+        """Take a request or a frame."""
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode is Opcode.PONG:
+            self.on_pong()
 
     def _refuse(self, refusal: Response) -> None:
         self.transport.write(refusal.serialize())
@@ -163,7 +175,7 @@ async def close(connection: Connection, code: int, reason: str) -> None:
 
 
 async def converse(
-    connection: ServerConnection, session: Session, outlet: WebsocketOutlet, peers: Path | None
+    connection: ClientConnection, session: Session, outlet: WebsocketOutlet, peers: Path | None
 ) -> None:
     """Carry a session until its connection is closed or lost.
 
@@ -174,6 +186,7 @@ async def converse(
         peers: the folder with the sockets of all workers.
     """
     session.attach(outlet)
+    connection.on_pong = lambda: outlet.session.hear()
     writer = asyncio.create_task(outlet.write())
     try:
         async for message in connection:
@@ -200,15 +213,21 @@ def peer_path(folder: Path, worker: int) -> Path:
     return folder / f"{worker}.sock"
 
 
-async def relay(client: Connection, path: Path, first: Message) -> None:
-    """Carry a client's connection to the worker that has its session, and the worker's answers back."""
+async def relay(client: ClientConnection, path: Path, first: Message) -> None:
+    """Carry a client's connection to the worker that has its session, and the worker's answers back.
+
+    Pings stay on this side; that the client answers them is passed on, for the worker takes it for a message.
+    """
     try:
         peer = await unix_connect(str(path), "ws://worker/onebest", max_size=None, ping_interval=None)
     except (OSError, InvalidHandshake):
         await close(client, POLICY, UNKNOWN_SESSION)
         return
     await peer.send(first)
-    copies = [asyncio.create_task(_copy(client, peer)), asyncio.create_task(_copy(peer, client))]
+    answered = asyncio.Event()
+    client.on_pong = answered.set
+    passing = _copy(client, peer), _copy(peer, client), _pass_pongs(answered, peer)
+    copies = [asyncio.create_task(copy) for copy in passing]
     await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
     for copy in copies:
         copy.cancel()
@@ -226,6 +245,14 @@ async def _copy(source: Connection, target: Connection) -> None:
                 return
     except ConnectionClosed:
         pass
+
+
+async def _pass_pongs(answered: asyncio.Event, peer: Connection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await answered.wait()
+            answered.clear()
+            await peer.pong()
 
 
 async def _end_with(one: Connection, other: Connection) -> None:

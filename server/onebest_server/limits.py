@@ -29,7 +29,9 @@ class Limits:
     )
     unread_bytes: int = _limit(1 << 20, "text that a client has not read; beyond it the connection is cut")
     idle_seconds: float = _limit(
-        60.0, "time without a message from the client; then its text is completed and it is closed with 1008"
+        60.0,
+        "time without a message from the client or its answer to a ping; then its text is completed and "
+        "it is closed with 1008",
     )
     session_seconds: float = _limit(
         14400.0, "length of a session; then its text is completed and it is closed with 1008"

@@ -28,6 +28,8 @@ from onebest_server.wyoming import WyomingListener
 STOP_SECONDS = 10.0
 #: Keeps connections alive through routers that forget silent ones.
 PING_SECONDS = 20.0
+#: Pings that a client has to leave without an answer before it is idle.
+PINGS_BEFORE_IDLE = 3
 _BACKLOG = 1024
 _MOST_PORT = 65535
 _SHUTTING_DOWN = "The server is shutting down."
@@ -182,7 +184,8 @@ class Server:
         if self._peers is not None:
             path = peer_path(self._peers, self._worker)
             path.unlink(missing_ok=True)
-            self._listeners.append(await unix_serve(self._converse, str(path), **self._options()))
+            unpinged = self._options() | {"ping_interval": None}  # the worker at the client pings it
+            self._listeners.append(await unix_serve(self._converse, str(path), **unpinged))
         if self.wyoming_port is not None:
             with binding(host, self.wyoming_port):
                 self.wyoming_port = await self._wyoming.start(host, self.wyoming_port, shared)
@@ -194,7 +197,7 @@ class Server:
             "create_connection": self._connect,
             "open_timeout": self._limits.handshake_seconds,
             "max_size": self._limits.message_bytes,
-            "ping_interval": PING_SECONDS,
+            "ping_interval": min(PING_SECONDS, self._limits.idle_seconds / PINGS_BEFORE_IDLE),
             "ping_timeout": None,  # idle_seconds finds clients that are gone; reading may pause for longer
             "compression": None,
             "backlog": _BACKLOG,
@@ -203,6 +206,7 @@ class Server:
     def _connect(self, *arguments: Any, **named: Any) -> ServerConnection:
         connection = ClientConnection(*arguments, **named)
         connection.doorway = self._doorway
+        connection.on_pong = lambda: None
         return connection
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:

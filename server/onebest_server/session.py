@@ -113,7 +113,7 @@ class Session:
             self.outlet.close(POLICY, "This session goes on with another connection.")
         self.outlet, outlet.session = outlet, self
         self.detached = None
-        self._heard = self._sessions.clock()
+        self.hear()
         if not self._greeted:
             self._greeted = True
             self._guard(self.protocol.greet)
@@ -133,8 +133,13 @@ class Session:
         """Take a client's message from its connection."""
         if self.closed or self._complete or self._ending or outlet is not self.outlet:
             return
-        self._heard, self._message = self._sessions.clock(), message
+        self._message = message
+        self.hear()
         self._guard(lambda: self.protocol.receive(message))
+
+    def hear(self) -> None:
+        """Take a sign of life of the client's."""
+        self._heard = self._sessions.clock()
 
     async def has_room(self) -> None:
         """Wait until the queue has room for more audio."""
@@ -190,7 +195,7 @@ class Session:
             return
         elif now - self._heard > limits.idle_seconds and self._is_waiting_for_client():
             self._sessions.metrics.refuse("idle_seconds")
-            self._leave_idle(f"No message came for {limits.idle_seconds:g} s.")
+            self._leave_idle(f"Nothing came for {limits.idle_seconds:g} s.")
         elif now - self.started > limits.session_seconds:
             self._sessions.metrics.refuse("session_seconds")
             self.finish_early(POLICY, f"A session may last {limits.session_seconds:g} s.")

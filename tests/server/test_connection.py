@@ -51,6 +51,26 @@ class TestManySmallMessages:
         assert len(handled) < MANY
 
 
+def test_a_pong_right_behind_the_request(serving):
+    request = (
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    pong, close = b"\x8a\x80" + bytes(4), b"\x88\x80" + bytes(4)
+
+    async def run():
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(request + pong)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(close)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert asyncio.run(run()) == b"\x88\x00"
+
+
 class Peer:
     """A websocket that has its messages at once, and keeps what it is sent."""
 

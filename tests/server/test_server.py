@@ -14,7 +14,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from onebest import Recognizer
+from onebest_server.limits import Limits
 from onebest_server.server import Server, Settings
+from onebest_server.session import Session
 
 
 def value(server, name, **labels):
@@ -331,20 +333,29 @@ def test_a_message_that_is_too_long(serving):
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
-    [({"idle_seconds": 0.2}, "No message came"), ({"session_seconds": 0.2}, "A session may last")],
+    [({"idle_seconds": 0.2}, "Nothing came"), ({"session_seconds": 0.2}, "A session may last")],
 )
 def test_limits_of_time(serving, limits, reason):
     async def run():
         async with serving(**limits) as server, connect(url(server, "/onebest")) as socket:
             await socket.send('{"type": "start"}')
             await socket.send(make_audio(1.0).tobytes())
-            messages = [json.loads(message) async for message in drain(socket)]
+            messages = [json.loads(message) async for message in drain_late(server, socket)]
             return messages, socket.close_code, socket.close_reason
 
     messages, code, why = asyncio.run(run())
     assert code == 1008
     assert reason in why
     assert messages[-1]["type"] in ("error", "finished")
+
+
+async def drain_late(server, socket):
+    """Give the messages to a client that reads nothing, and answers no pings, until its session is over."""
+    socket.transport.pause_reading()
+    await until(lambda: not server.sessions._all)
+    socket.transport.resume_reading()
+    async for message in drain(socket):
+        yield message
 
 
 async def drain(socket):
@@ -364,11 +375,33 @@ def test_the_text_is_complete_when_a_session_was_too_long_or_idle(serving, say, 
         async with serving(**limits) as server, connect(url(server, "/onebest")) as socket:
             await socket.send('{"type": "start"}')
             await socket.send(audio.tobytes())
-            return [json.loads(message) async for message in drain(socket)]
+            return [json.loads(message) async for message in drain_late(server, socket)]
 
     messages = asyncio.run(run())
     assert finals(messages) == say(audio)
     assert messages[-1]["requested"] is False
+
+
+def test_answers_to_pings_are_signs_of_life(serving, heard):
+    async def run():
+        async with serving(idle_seconds=0.3) as server, connect(url(server)):
+            await until(lambda: len(heard) > 2)
+
+    asyncio.run(run())
+    assert len(set(heard)) == 1
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """The sessions whose clients gave a sign of life, for each that they gave."""
+    sessions, hear = [], Session.hear
+
+    def note(session):
+        sessions.append(session)
+        hear(session)
+
+    monkeypatch.setattr(Session, "hear", note)
+    return sessions
 
 
 class TestDrain:
@@ -432,19 +465,9 @@ class TestDrain:
         """Its session is with one worker, its connection with another that has no session for it."""
         monkeypatch.setattr("onebest_server.server.STOP_SECONDS", 0.2)
         audio = make_audio(2.0)
-        settings = Settings(port=0, workers=2)
 
         async def run():
-            owner, carrier = (Server(settings, models, worker, tmp_path) for worker in (0, 1))
-            await owner.start()
-            await carrier.start()
-            lost = await connect(url(owner, "/onebest"))
-            await lost.send('{"type": "start"}')
-            session = json.loads(await lost.recv())["session"]
-            lost.transport.abort()
-            socket = await connect(url(carrier, "/onebest"))
-            await socket.send(json.dumps({"type": "resume", "session": session, "segments": 0}))
-            await socket.recv()
+            owner, carrier, socket = await carry(models, tmp_path)
             draining = asyncio.gather(owner.drain(), carrier.drain())
             await asyncio.sleep(1.0)
             await socket.send(audio.tobytes())
@@ -454,6 +477,36 @@ class TestDrain:
             return messages
 
         assert finals(asyncio.run(run())) == say(audio)
+
+
+async def carry(models, folder, **limits):
+    """Return two workers, and a client of the first one whose connection is with the second one."""
+    settings = Settings(port=0, workers=2, limits=Limits(**limits))
+    owner, carrier = (Server(settings, models, worker, folder) for worker in (0, 1))
+    await owner.start()
+    await carrier.start()
+    lost = await connect(url(owner, "/onebest"))
+    await lost.send('{"type": "start"}')
+    session = json.loads(await lost.recv())["session"]
+    lost.transport.abort()
+    socket = await connect(url(carrier, "/onebest"))
+    await socket.send(json.dumps({"type": "resume", "session": session, "segments": 0}))
+    await socket.recv()
+    return owner, carrier, socket
+
+
+def test_answers_to_pings_pass_from_worker_to_worker(models, heard, tmp_path):
+    async def run():
+        owner, carrier, socket = await carry(models, tmp_path, idle_seconds=0.3)
+        heard.clear()
+        await until(lambda: len(heard) > 2)
+        socket.transport.pause_reading()
+        await until(lambda: not owner.sessions._all)
+        socket.transport.abort()
+        await asyncio.gather(owner.drain(), carrier.drain())
+
+    asyncio.run(run())
+    assert len(set(heard)) == 1
 
 
 def test_an_unforeseen_error_at_the_start_ends_the_threads(models, monkeypatch):

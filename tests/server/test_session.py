@@ -532,6 +532,14 @@ class TestSession:
         self.after(2)
         assert self.sink.closed[0] == 1008
 
+    def test_who_answers_pings_is_not_idle(self):
+        self.make(idle_seconds=10.0)
+        self.say("open")
+        self.after(9)
+        self.session.hear()
+        self.after(9)
+        assert self.sink.closed is None
+
     def test_idle_clients_get_the_text_of_what_they_said(self):
         self.make(idle_seconds=10.0)
         self.say("open", bytes(6400))
@@ -541,7 +549,7 @@ class TestSession:
         self.say(bytes(6400))
         self.work()
         assert self.sink.sent == ["all"]
-        assert self.sink.closed == (1008, "No message came for 10 s.")
+        assert self.sink.closed == (1008, "Nothing came for 10 s.")
         assert [e.seconds for e in self.protocol.events if isinstance(e, Finished)] == [0.1]
 
     def test_who_waits_for_the_server_is_not_idle(self):
