@@ -74,12 +74,13 @@ class Doorway:
 
 class ClientConnection(ServerConnection):
     """A connection that passes a doorway while it opens, keeps what it was admitted as, and says when its
-    client answers a ping.
+    client answers a ping or is lost.
     """
 
     admitted: Admitted
     doorway: Doorway
     on_pong: Callable[[], None]
+    on_lost: Callable[[], None]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection; one too many gets 503."""
@@ -100,6 +101,11 @@ class ClientConnection(ServerConnection):
         super().process_event(event)
         if isinstance(event, Frame) and event.opcode is Opcode.PONG:
             self.on_pong()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the connection."""
+        super().connection_lost(exc)
+        self.on_lost()
 
     def _refuse(self, refusal: Response) -> None:
         self.transport.write(refusal.serialize())
@@ -185,8 +191,13 @@ async def converse(
         outlet: the same websocket for the session.
         peers: the folder with the sockets of all workers.
     """
+
+    def leave() -> None:
+        outlet.session.detach(outlet, clean=_received_code(connection) in (NORMAL, _NO_CODE))
+
     session.attach(outlet)
     connection.on_pong = lambda: outlet.session.hear()
+    connection.on_lost = leave  # at once: where there is no room, what a lost client has sent is for nothing
     writer = asyncio.create_task(outlet.write())
     try:
         async for message in connection:
@@ -202,7 +213,7 @@ async def converse(
         pass
     finally:
         writer.cancel()
-        outlet.session.detach(outlet, clean=_received_code(connection) in (NORMAL, _NO_CODE))
+        leave()
         closed = connection.protocol.close_sent
         if closed is not None and closed.code == _TOO_LONG:
             outlet.metrics.refuse("message_bytes")

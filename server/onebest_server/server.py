@@ -206,7 +206,7 @@ class Server:
     def _connect(self, *arguments: Any, **named: Any) -> ServerConnection:
         connection = ClientConnection(*arguments, **named)
         connection.doorway = self._doorway
-        connection.on_pong = lambda: None
+        connection.on_pong = connection.on_lost = lambda: None
         return connection
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import struct
+import threading
 
 import pytest
 from clients import finals, onebest, sherpa, url
@@ -162,6 +163,29 @@ def test_an_error_while_decoding_ends_only_those_in_the_batch(serving, say, mode
             return await sherpa(server, AUDIO)
 
     assert asyncio.run(run()) == say(AUDIO)
+
+
+def test_what_a_lost_client_sent_is_not_decoded_to_its_end(serving, models, monkeypatch):
+    """It waits for room, for the threads are busy, when it is lost."""
+    recognizer = models._recognizers[models.latencies_ms[0]]
+    advance, goes_on = recognizer.advance, threading.Event()
+    monkeypatch.setattr(recognizer, "advance", lambda streams: goes_on.wait() and advance(streams))
+
+    async def run():
+        async with serving(queue_seconds=1.0) as server:
+            socket = await connect(url(server))
+            await socket.send(make_audio(8.0).tobytes())
+            while not any(session.job.taken_seconds for session in server.sessions._all.values()):
+                await asyncio.sleep(0.01)
+            socket.transport.abort()
+            try:
+                async with asyncio.timeout(5):
+                    while server.sessions._all:
+                        await asyncio.sleep(0.01)
+            finally:
+                goes_on.set()
+
+    asyncio.run(run())
 
 
 def test_an_error_in_a_protocol_ends_one_session(serving, say, monkeypatch):
