@@ -23,7 +23,7 @@ class Limits:
     clients: int = _limit(500, "connected clients; a further one is refused with 503")
     handshakes: int = _limit(256, "connections that have not finished their opening; a further one gets 503")
     handshake_seconds: float = _limit(10.0, "time for the opening; then the connection is dropped")
-    message_bytes: int = _limit(1 << 20, "size of a client's message; a longer one closes with 1009")
+    message_bytes: int = _limit(1 << 22, "size of a client's message; a longer one closes with 1009")
     queue_seconds: float = _limit(
         10.0, "audio waiting for its turn, a stream; no more is read until it shrinks"
     )

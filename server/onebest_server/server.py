@@ -28,6 +28,8 @@ from onebest_server.wyoming import WyomingListener
 STOP_SECONDS = 10.0
 #: Keeps connections alive through routers that forget silent ones.
 PING_SECONDS = 20.0
+#: Messages that are read before the one at hand is dealt with; each may have message_bytes.
+MESSAGES_AHEAD = 4
 #: Pings that a client has to leave without an answer before it is idle.
 PINGS_BEFORE_IDLE = 3
 _BACKLOG = 1024
@@ -197,6 +199,7 @@ class Server:
             "create_connection": self._connect,
             "open_timeout": self._limits.handshake_seconds,
             "max_size": self._limits.message_bytes,
+            "max_queue": MESSAGES_AHEAD,
             "ping_interval": min(PING_SECONDS, self._limits.idle_seconds / PINGS_BEFORE_IDLE),
             "ping_timeout": None,  # idle_seconds finds clients that are gone; reading may pause for longer
             "compression": None,

@@ -319,6 +319,16 @@ def test_a_handshake_that_never_ends(serving):
     assert asyncio.run(run()) == (b"", 1)
 
 
+def test_a_whole_recording_in_one_message(serving, say):
+    audio = make_audio(20.0)
+
+    async def run():
+        async with serving() as server:
+            return await sherpa(server, audio, len(audio))
+
+    assert asyncio.run(run()) == say(audio)
+
+
 def test_a_message_that_is_too_long(serving):
     async def run():
         async with serving(message_bytes=1000) as server:
