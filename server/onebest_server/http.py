@@ -31,6 +31,8 @@ PROBES = HEALTHY, READY = "/healthz", "/readyz"
 #: The page loads nothing from elsewhere, and no other page may frame it.
 PAGE_POLICY = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
 NO_PAGE = "This page may not connect. The server's --origin names pages."
+SHUTTING_DOWN = "The server is shutting down."
+FULL = "The server has as many clients as it may."
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 _LOG = logging.getLogger("onebest_server.access")
@@ -98,7 +100,7 @@ class Front:
     def _admit(self, handshake: Handshake, trusted: bool) -> Protocol | tuple[HTTPStatus, str, str]:
         headers = handshake.headers
         if self.draining:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is shutting down."
+            return HTTPStatus.SERVICE_UNAVAILABLE, "draining", SHUTTING_DOWN
         if not (trusted or self.access.allows_origin(headers)):
             return HTTPStatus.FORBIDDEN, "origin", NO_PAGE
         if not (trusted or self.access.knows_token(headers, handshake.query)):
@@ -106,7 +108,7 @@ class Front:
         if handshake.path not in PROTOCOLS:
             return HTTPStatus.NOT_FOUND, "path", f"No protocol here, only at {', '.join(PROTOCOLS)}."
         if self.room < 1:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "clients", "The server has as many clients as it may."
+            return HTTPStatus.SERVICE_UNAVAILABLE, "clients", FULL
         try:
             return PROTOCOLS[handshake.path](handshake)
         except ProtocolError as error:
@@ -117,7 +119,7 @@ class Front:
             return respond(HTTPStatus.OK, "The server runs.")
         if path == READY:
             if self.draining or self.room < 1:
-                return respond(HTTPStatus.SERVICE_UNAVAILABLE, "No room for another client.")
+                return respond(HTTPStatus.SERVICE_UNAVAILABLE, SHUTTING_DOWN if self.draining else FULL)
             return respond(HTTPStatus.OK, "Ready.")
         if path in self._page:
             kind, body = self._page[path]

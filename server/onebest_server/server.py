@@ -17,7 +17,7 @@ from websockets.http11 import Request, Response
 from onebest.errors import ConfigError
 from onebest_server.access import Access, choose_subprotocol, is_loopback
 from onebest_server.connection import ClientConnection, Doorway, WebsocketOutlet, converse, peer_path
-from onebest_server.http import Admitted, Front
+from onebest_server.http import SHUTTING_DOWN, Admitted, Front
 from onebest_server.limits import Limits
 from onebest_server.models import Models
 from onebest_server.protocol import GOING_AWAY, Handshake
@@ -34,7 +34,6 @@ MESSAGES_AHEAD = 4
 PINGS_BEFORE_IDLE = 3
 _BACKLOG = 1024
 _MOST_PORT = 65535
-_SHUTTING_DOWN = "The server is shutting down."
 
 
 @dataclass(frozen=True)
@@ -255,12 +254,12 @@ class Server:
         self._wyoming.close()
         for listener in self._listeners:
             listener.close(close_connections=False)
-        self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN, busy=False)
+        self.sessions.finish_all(GOING_AWAY, SHUTTING_DOWN, busy=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.drain_seconds):
                 while self._busy and not (hurry and hurry.is_set()):
                     await asyncio.sleep(0.05)
-        self.sessions.finish_all(GOING_AWAY, _SHUTTING_DOWN)
+        self.sessions.finish_all(GOING_AWAY, SHUTTING_DOWN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 while self._outlets or self._wyoming.connections:  # the admitted may never have opened

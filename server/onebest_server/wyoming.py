@@ -11,6 +11,7 @@ import contextlib
 import secrets
 from dataclasses import replace
 
+from onebest_server.http import FULL
 from onebest_server.limits import Limits
 from onebest_server.protocol import INVALID_DATA, NORMAL, POLICY, Failed, Handshake, Message, ProtocolError
 from onebest_server.protocols.wyoming import PATH, WyomingEvent, WyomingProtocol, measure
@@ -21,7 +22,6 @@ from onebest_server.sessions import Sessions
 LONGEST_LINE_BYTES = 1 << 16
 #: Time that a client has to take in what is left before the connection is cut.
 CLOSE_SECONDS = 10.0
-FULL = "The server has as many clients as it may."
 
 
 class TcpOutlet(Outlet):

@@ -161,7 +161,7 @@ class TestMicrophone:
             server._front.draining = True
             cut(server)
             await page.until(f"{STATE} === 'Waiting'")
-            assert "The server is full" in await page.evaluate(NOTICE)
+            assert "about to restart" in await page.evaluate(NOTICE)
             server._front.draining = False
             await page.until(f"{STATE} === 'Listening'")
 

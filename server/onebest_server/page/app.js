@@ -113,10 +113,10 @@ function showConnection(connection) {
     notice("");
     return;
   }
-  find("state").textContent = connection === "full" ? "Waiting" : "Reconnecting";
+  find("state").textContent = connection === "busy" ? "Waiting" : "Reconnecting";
   notice(
-    connection === "full"
-      ? "The server is full. Your turn comes when somebody leaves; what you say meanwhile is kept."
+    connection === "busy"
+      ? "The server takes nobody now, as it is full or about to restart. Your turn comes; what you say meanwhile is kept."
       : "The connection to the server is lost. Nothing you say is; it goes on when the server is back.",
   );
 }

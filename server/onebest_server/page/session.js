@@ -81,7 +81,7 @@ export class Session {
 
   /**
    * `listener` has onPartial(text, start), onFinal(text, start), onState(state), onProgress(seconds),
-   * onBehind(seconds), onDone() and onFail(message); states are "live", "lost" and "full".
+   * onBehind(seconds), onDone() and onFail(message); states are "live", "lost" and "busy".
    * More than `mostWaitingSeconds` of audio that the server does not have is a failure.
    */
   constructor({ token, sampleRate, mostWaitingSeconds = Infinity, listener }) {
@@ -275,7 +275,7 @@ export class Session {
 async function findReason(search) {
   try {
     const { status } = await fetch("readyz");
-    if (status === 503) return "full";
+    if (status === 503) return "busy"; // the server, or a load balancer that has none at the moment
     const answer = await fetch(`onebest${search}`); // what the connection was answered, but for a missing upgrade
     if (answer.status === 401) return "token";
     if (answer.status === 403) return "origin";
