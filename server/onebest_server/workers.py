@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ PAUSE_SECONDS = 2.0
 MOST_SHORT_LIVES = 5
 #: Signals that come closer together are one wish: to a group of processes, and what its supervisor passes on.
 SAME_WISH_SECONDS = 1.0
+#: Files that a process has open besides its connections, amply.
+FILES_BESIDE = 100
 #: How often the supervisor looks for a wish.
 _LOOK_SECONDS = 0.2
 
@@ -45,8 +48,20 @@ def run_process(
 ) -> None:
     """Serve in this process until SIGTERM or SIGINT, then drain; a later second signal hurries."""
     set_up_logs()
+    limits = settings.limits
+    allow_files(FILES_BESIDE + 2 * limits.clients + limits.handshakes)  # two for a client of another worker
     models = Models(settings.model, settings.chunk_ms, beam=settings.beam)
     asyncio.run(_serve(Server(settings, models, worker, peers), announce))
+
+
+def allow_files(count: int) -> None:
+    """Let this process have so many files open, sockets included; if it may not, as many as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < count:
+        _LOG.warning(f"{most} files may be open, too few for the limits of clients and handshakes")
 
 
 async def _serve(server: Server, announce: Callable[[int], None] | None) -> None:

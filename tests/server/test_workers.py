@@ -279,6 +279,18 @@ class FailingProcess:
         return False
 
 
+@pytest.mark.parametrize(("count", "warns"), [(120, False), (300, True)])
+def test_as_many_files_as_the_limits_need(count, warns):
+    script = (
+        "import resource as r, sys; from onebest_server.workers import allow_files; "
+        "r.setrlimit(r.RLIMIT_NOFILE, (60, 200)); allow_files(int(sys.argv[1])); "
+        "print(r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    said = subprocess.run([sys.executable, "-c", script, str(count)], capture_output=True, text=True)
+    assert said.stdout == f"({min(count, 200)}, 200)\n"
+    assert ("200 files may be open" in said.stderr) == warns
+
+
 def test_workers_that_cannot_start(tiny_folder, monkeypatch):
     monkeypatch.setattr(workers, "SHORTEST_LIFE_SECONDS", 0.3)
     monkeypatch.setattr(workers, "PAUSE_SECONDS", 0.3)
