@@ -94,9 +94,11 @@ def _open(path: str | Path) -> soundfile.SoundFile:
             raise AudioError("standard input is closed. Name an audio file.")
         return _ForwardFile(io.BytesIO(sys.stdin.buffer.read()))
     file = Path(path)
-    if not file.exists() or file.is_dir():
-        problem = "is a folder" if file.is_dir() else "no such file"
-        raise AudioError(f"{path}: {problem}. Name an audio file.")
+    if not os.path.exists(path) or file.is_dir():  # to pathlib no name at all is the folder it is in
+        problem = "is a folder" if os.path.isdir(path) else "no such file"
+        raise AudioError(f"{_name(path)}: {problem}. Name an audio file.")
+    if file.is_file() and not file.stat().st_size:
+        raise AudioError(f"{path}: is empty (0 bytes). Check how it was recorded or copied.")
     if not file.is_file() or file.suffix.lower() == _HEADERLESS:
         return _ForwardFile(io.BytesIO(file.read_bytes()))
     # As bytes a name need not be text; only Windows wants it so.
@@ -146,7 +148,7 @@ def _make_resampler(rate: int, name: str) -> Resampler:
 
 
 def _name(path: str | Path) -> str:
-    return "standard input" if str(path) == STANDARD_INPUT else str(path)
+    return "standard input" if str(path) == STANDARD_INPUT else str(path) or "''"
 
 
 def _reason(error: Exception) -> str:
