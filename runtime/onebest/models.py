@@ -41,8 +41,10 @@ def find_model(model: str | Path) -> Path:
     """Return a model's folder: the one that is named, or the fetched one of that name.
 
     Raises:
-        ModelError: there is neither.
+        ModelError: there is neither, or the name is empty.
     """
+    if model == "":
+        raise ModelError("'' names no model. Name a model's folder, or OWNER/NAME of one that was pulled.")
     folder = Path(model)
     if folder.is_dir() or not _NAME.fullmatch(name := folder.as_posix()):
         return folder

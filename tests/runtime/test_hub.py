@@ -165,6 +165,11 @@ def test_names_that_are_none(hub, cache, name):
     assert hub.requests == []
 
 
+def test_a_name_that_is_empty():
+    with pytest.raises(ModelError, match="'' names no model"):
+        Recognizer("")
+
+
 def test_a_model_that_was_not_fetched(cache):
     with pytest.raises(ModelError, match=r"someone/tiny-en: no such folder.*onebest pull someone/tiny-en"):
         Recognizer(NAME)
