@@ -92,11 +92,8 @@ class Recognizer:
         _check_options(threads, beam, blank_penalty, start_margin)
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
-        bundle = (
-            model
-            if isinstance(model, Bundle)
-            else load_bundle(DEFAULT_MODEL if model is None else model, threads)
-        )
+        model = DEFAULT_MODEL if model is None else model
+        bundle = model if isinstance(model, Bundle) else load_bundle(model, threads)
         self.bundle = bundle.at_latency(chunk_ms, left_context)
         first_search = start_state(self.bundle, self.bundle.sizes.context_size)
         self.blank_penalty = blank_penalty
