@@ -94,8 +94,9 @@ def _open(path: str | Path) -> soundfile.SoundFile:
             raise AudioError("standard input is closed. Name an audio file.")
         return _ForwardFile(io.BytesIO(sys.stdin.buffer.read()))
     file = Path(path)
-    if not os.path.exists(path) or file.is_dir():  # to pathlib no name at all is the folder it is in
-        problem = "is a folder" if os.path.isdir(path) else "no such file"
+    is_folder = os.path.isdir(path)  # to pathlib no name at all is the folder it is in
+    if is_folder or not os.path.exists(path):
+        problem = "is a folder" if is_folder else "no such file"
         raise AudioError(f"{_name(path)}: {problem}. Name an audio file.")
     if file.is_file() and not file.stat().st_size:
         raise AudioError(f"{path}: is empty (0 bytes). Check how it was recorded or copied.")
