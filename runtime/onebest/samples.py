@@ -27,7 +27,8 @@ def check_samples(samples: npt.NDArray[Any]) -> FloatArray:
     Raises:
         AudioError: another type or shape, NaN, infinity, or a level that no float32 audio has.
     """
-    is_array = isinstance(samples, np.ndarray) and not isinstance(samples, np.ma.MaskedArray)
+    # Masked arrays alone have a mask: their class would have to be imported here, in the middle of a stream.
+    is_array = isinstance(samples, np.ndarray) and not hasattr(samples, "mask")
     if not is_array or samples.dtype not in (np.float32, np.int16):
         found = samples.dtype if is_array else type(samples).__name__
         raise AudioError(f"Expected a NumPy array of float32 in [-1, 1] or int16, got {found}. Convert it.")

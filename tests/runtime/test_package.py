@@ -71,6 +71,14 @@ def test_a_recognizer_needs_three_packages():
     assert not {"onebest.audio", "onebest.cli", "onebest.commands", "onebest.cuts", "onebest.hub"} & ours
 
 
+def test_a_stream_imports_nothing():
+    before, after = (
+        imported_by("import numpy, onebest; stream = onebest.Recognizer().stream(); " + then)
+        for then in ("pass", "stream.accept(numpy.zeros(32000, numpy.float32)); stream.finish()")
+    )
+    assert after == before
+
+
 def test_importing_every_module_loads_no_torch():
     heavy = {
         "torch",
