@@ -32,6 +32,8 @@ PAUSE_SECONDS = 2.0
 MOST_SHORT_LIVES = 5
 #: Signals that come closer together are one wish: to a group of processes, and what its supervisor passes on.
 SAME_WISH_SECONDS = 1.0
+#: Signals that a terminal sends to all processes that it runs.
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 #: Files that a process has open besides its connections, amply.
 FILES_BESIDE = 100
 #: How often the supervisor looks for a wish.
@@ -46,12 +48,18 @@ def run_process(
     peers: Path | None = None,
     announce: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve in this process until SIGTERM or SIGINT, then drain; a later second signal hurries."""
+    """Serve in this process until one of ``stop_signals``, then drain; a later second one hurries."""
     set_up_logs()
     limits = settings.limits
     allow_files(FILES_BESIDE + 2 * limits.clients + limits.handshakes)  # two for a client of another worker
     models = Models(settings.model, settings.chunk_ms, beam=settings.beam)
     asyncio.run(_serve(Server(settings, models, worker, peers), announce))
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop the server; SIGHUP, of a terminal that closes, only if nohup lets it."""
+    hangup_counts = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup_counts else [])]
 
 
 def allow_files(count: int) -> None:
@@ -77,7 +85,7 @@ async def _serve(server: Server, announce: Callable[[int], None] | None) -> None
         elif loop.time() - told > SAME_WISH_SECONDS:
             hurry.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         loop.add_signal_handler(number, stop_or_hurry)
     if (parent := multiprocessing.parent_process()) is not None:
         sentinel = parent.sentinel
@@ -132,9 +140,9 @@ class Supervisor:
         return self._settings.port
 
     def run(self) -> int:
-        """Run until SIGTERM or SIGINT; return 0 if every worker then ended well."""
+        """Run until one of ``stop_signals``; return 0 if every worker then ended well."""
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, self._wish)
         resource_tracker.ensure_running()  # or starting it would let SIGINT through to the first worker
         try:
@@ -156,13 +164,13 @@ class Supervisor:
             self._start(worker)
 
     def _start(self, worker: int) -> None:
-        """Start a worker that takes no SIGINT: a terminal tells all, and the supervisor passes it on."""
+        """Start a worker; what a terminal tells all processes it takes from the supervisor only."""
         process = self._context.Process(
             target=run_process, args=(self._settings, worker, self._folder), name=f"worker-{worker}"
         )
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
         process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)
         self._processes[worker], self._started[worker] = process, time.monotonic()
 
     def _watch(self) -> None:

@@ -112,14 +112,15 @@ async def finish(connection, samples):
     return finals([json.loads(message) async for message in connection])
 
 
-def test_one_process_drains_on_a_signal(tiny_folder, say):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_one_process_drains_on_a_signal(tiny_folder, say, number):
     with serve(tiny_folder) as (process, port):
 
         async def run():
             connection, _ = await start(port)
             await connection.send(AUDIO[:16000].tobytes())
             await connection.recv()
-            process.terminate()
+            process.send_signal(number)
             return await finish(connection, AUDIO[16000:])
 
         assert asyncio.run(run()) == say(AUDIO)
@@ -191,10 +192,13 @@ def test_a_session_is_resumed_at_its_worker_through_the_other(tiny_folder, say):
         assert process.wait(20) == 0
 
 
-TERMINATE, INTERRUPT = signal.SIGTERM, signal.SIGINT
+TERMINATE, INTERRUPT, HANGUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-@pytest.mark.parametrize(("number", "all_told"), [(TERMINATE, False), (TERMINATE, True), (INTERRUPT, True)])
+@pytest.mark.parametrize(
+    ("number", "all_told"),
+    [(TERMINATE, False), (TERMINATE, True), (INTERRUPT, True), (HANGUP, False), (HANGUP, True)],
+)
 def test_workers_drain_on_a_signal(tiny_folder, say, number, all_told):
     """Whether it comes to the supervisor or, as from a terminal or for a control group, to all at once."""
     with serve(tiny_folder, "--workers", 2) as (process, port):
@@ -213,6 +217,26 @@ def test_workers_drain_on_a_signal(tiny_folder, say, number, all_told):
         assert asyncio.run(run()) == [say(AUDIO)] * 2
         assert process.wait(20) == 0
         assert [entry["event"] for entry in entries(process)].count("stopping") == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", 2)])
+def test_nohup_keeps_it_running(tiny_folder, say, options):
+    before = signal.signal(HANGUP, signal.SIG_IGN)  # children have it ignored too
+    try:
+        with serve(tiny_folder, *options) as (process, port):
+
+            async def run():
+                connection, _ = await start(port)
+                for told in (process.pid, *workers_of(process)):
+                    os.kill(told, HANGUP)
+                return await finish(connection, AUDIO)
+
+            assert asyncio.run(run()) == say(AUDIO)
+            assert is_ready(port)
+            process.terminate()
+            assert process.wait(20) == 0
+    finally:
+        signal.signal(HANGUP, before)
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", 2)])
@@ -296,13 +320,14 @@ def test_workers_that_cannot_start(tiny_folder, monkeypatch):
     monkeypatch.setattr(workers, "PAUSE_SECONDS", 0.3)
     monkeypatch.setattr(FailingProcess, "started", 0)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
-    handlers = [signal.getsignal(number) for number in (TERMINATE, INTERRUPT)]
+    numbers = (TERMINATE, INTERRUPT, HANGUP)
+    handlers = [signal.getsignal(number) for number in numbers]
     supervisor = Supervisor(Settings(port=0, model=tiny_folder, workers=2))
     supervisor._context = SimpleNamespace(Process=FailingProcess)
     try:
         assert supervisor.run() == 1
     finally:
-        for number, handler in zip((TERMINATE, INTERRUPT), handlers, strict=True):
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 
 

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; return 0 if all clients got their texts.
+    """Serve until SIGTERM, SIGINT or SIGHUP; return 0 if all clients got their texts.
 
     Raises:
         ConfigError: the settings are impossible, or a port is taken or not allowed.
