@@ -219,6 +219,8 @@ class Server:
         trusted = len(self._listeners) > 1 and connection.server is self._listeners[1]
         answer = self._front.answer(request, self.sessions.new_name(), trusted)
         if isinstance(answer, Response):
+            if getattr(request, "method", "GET") == "HEAD":  # websockets 15 hangs up on those
+                answer.body = b""
             return answer
         self._admitted.add(connection)
         self._wyoming.room = self._limits.clients - len(self._admitted)

@@ -51,6 +51,22 @@ def test_methods_that_change_something(serving, method, body):
     assert (response.status, response.headers["Allow"], text) == (405, "GET, HEAD", b"Expected GET.\n")
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/onebest", "/nothing"])
+def test_an_answer_to_head_has_no_body(serving, path):
+    async def run():
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"HEAD {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    head, _, body = asyncio.run(run()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 ")
+    assert b"Content-Length: 0" not in head
+    assert body == b""
+
+
 def test_a_protocol_without_an_upgrade(serving):
     [(response, _)] = ask(serving, ("/onebest", {}))
     assert response.status == 426
