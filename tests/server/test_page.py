@@ -5,6 +5,7 @@ import base64
 import json
 from contextlib import asynccontextmanager
 from difflib import SequenceMatcher
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -268,10 +269,12 @@ class TestFile:
 
     def test_one_after_another(self, devtools, heard, speech, tmp_path):
         (tmp_path / "letter.txt").write_text("Dear reader")
+        (tmp_path / "empty.wav").touch()
 
         async def talk(server, page):
-            await page.drop(SAMPLE, tmp_path / "letter.txt", speech)
+            await page.drop(SAMPLE, tmp_path / "letter.txt", speech, tmp_path / "empty.wav")
             await page.until("document.querySelectorAll('#finals h2').length === 2")
+            await page.until(f"{PROBLEM}.includes('empty.wav')")
             await ready(page)
             return await page.evaluate(FINALS), await page.evaluate(PROBLEM)
 
@@ -279,6 +282,7 @@ class TestFile:
         assert texts == [text for taken in heard() for text in offline(taken, RATE)]
         assert len(heard()) == 2
         assert "letter.txt is no recording" in problem
+        assert "empty.wav is no recording" in problem
 
     def test_no_recording(self, devtools, tmp_path):
         (tmp_path / "letter.txt").write_text("Dear reader")
@@ -289,6 +293,19 @@ class TestFile:
             return await page.evaluate(PROBLEM)
 
         assert "letter.txt is no recording" in visit(devtools, talk)
+
+    def test_without_words(self, devtools, tmp_path):
+        soundfile.write(tmp_path / "silence.wav", np.zeros(RATE, np.int16), RATE)
+
+        async def talk(server, page):
+            assert await transcribe(page, tmp_path / "silence.wav") == []
+            said = await page.evaluate("document.querySelector('#finals').innerText")
+            await page.click("#clear")
+            assert await page.evaluate("document.querySelector('#finals').innerText") == ""
+            return said.split("\n")
+
+        said = visit(devtools, talk)
+        assert (said[0], said[-1]) == ("silence.wav", "No words were heard.")
 
     def test_given_up_while_it_is_decoded(self, devtools, speech):
         before = """
@@ -347,12 +364,36 @@ class TestToken:
             await page.drop(speech)
             await page.until("document.querySelector('#token-dialog').open")
             assert await page.evaluate("document.activeElement.id") == "token"
+            title = "document.querySelector('#token-title').textContent"
+            assert await page.evaluate(title) == "This server needs a token"
+            await page.call("Input.insertText", text="wrong")
+            await page.press("Enter", "\r")
+            await page.until(f"{title} === 'The server does not know this token'")
             await page.call("Input.insertText", text="secret")
             await page.press("Enter", "\r")
             await page.until(f"{FINALS}.length > 0")
             await ready(page)
 
         visit(devtools, talk, before, tokens=("secret",))
+
+    def test_is_not_given(self, devtools, speech):
+        """Then the files that waited are given up too, and not read with the next one."""
+
+        async def talk(server, page):
+            await page.drop(speech, SAMPLE)
+            await page.until("document.querySelector('#token-dialog').open")
+            await page.click("#cancel")
+            await page.until("!document.querySelector('#token-dialog').open")
+            await page.drop(speech)
+            await page.until("document.querySelector('#token-dialog').open")
+            await page.call("Input.insertText", text="secret")
+            await page.press("Enter", "\r")
+            await page.until(f"{FINALS}.length > 0")
+            await ready(page)
+            titles = "[...document.querySelectorAll('#finals h2')].map((title) => title.textContent)"
+            return await page.evaluate(titles)
+
+        assert visit(devtools, talk, tokens=("secret",)) == [speech.name]
 
     def test_in_the_address(self, devtools, speech):
         async def talk(server, page):
@@ -420,12 +461,14 @@ class TestForEverybody:
             assert not await page.evaluate(wide)
             return await page.evaluate(
                 "[...document.querySelectorAll('#controls button')].map((button) => {"
-                "const { width, height, left, right } = button.getBoundingClientRect();"
-                "return [width, height, left >= 0 && right <= innerWidth] })"
+                "const { top, bottom, left, right } = button.getBoundingClientRect();"
+                "return [left, right, bottom - top, left >= 0 && right <= innerWidth] })"
             )
 
-        sizes = visit(devtools, talk)
-        assert all(width >= 44 and height >= 44 and inside for width, height, inside in sizes)
+        places = visit(devtools, talk)
+        assert all(right - left >= 44 and height >= 44 and inside for left, right, height, inside in places)
+        assert all(before[1] <= after[0] for before, after in pairwise(places))
+        assert len({height for _, _, height, _ in places}) == 2  # of the round one, and of those on one line
 
     def test_the_keyboard(self, devtools):
         async def talk(server, page):

@@ -61,7 +61,7 @@ function setState(next) {
 function showTools() {
   const text = transcript.text;
   for (const id of ["copy", "download"]) find(id).disabled = !text;
-  find("clear").disabled = state !== "ready" || !(text || transcript.canRestore);
+  find("clear").disabled = state !== "ready" || (transcript.isEmpty && !transcript.canRestore);
   find("clear").lastElementChild.textContent = transcript.canRestore ? "Undo" : "Clear";
 }
 
@@ -95,7 +95,10 @@ function openSession({ title, sampleRate, mostWaitingSeconds, again, onProgress 
         showConnection(connection);
       },
       onBehind: (seconds) => notice(seconds ? `The server is busy; the text is ${seconds} s late.` : ""),
-      onDone: () => endSession().then(readNext),
+      onDone() {
+        transcript.end();
+        endSession().then(readNext);
+      },
       onFail(message, kind) {
         endSession();
         if (kind === "token") return void askForToken(again);
@@ -230,7 +233,8 @@ async function read(file) {
   } catch {
     if (reading !== file) return;
     await endSession();
-    problem(`${file.name} is no recording that this browser can decode.`);
+    const others = find("problem").textContent; // of files before it
+    problem(`${others} ${file.name} is no recording that this browser can decode.`.trim());
     readNext();
     return;
   }
@@ -275,6 +279,7 @@ function takeToken() {
 function askForToken(again) {
   pending = again;
   if (token) problem("The server does not know this token.");
+  find("token-title").textContent = token ? "The server does not know this token" : "This server needs a token";
   find("token").value = "";
   find("token-dialog").returnValue = "";
   find("token-dialog").showModal();
@@ -283,7 +288,10 @@ function askForToken(again) {
 find("cancel").addEventListener("click", () => find("token-dialog").close());
 
 find("token-dialog").addEventListener("close", () => {
-  if (find("token-dialog").returnValue !== "use") return;
+  if (find("token-dialog").returnValue !== "use") {
+    waiting = [];
+    return;
+  }
   problem("");
   token = find("token").value.trim();
   sessionStorage.setItem("token", token);

@@ -31,6 +31,16 @@ export class Transcript {
     this.addFinal(this.#partial.children[1].textContent, this.#start);
   }
 
+  /** Settle the running words at the end of a recording; say of one without words that it has none. */
+  end() {
+    this.keepPartial();
+    if (this.#finals.lastChild?.nodeName !== "H2") return;
+    const note = document.createElement("p");
+    note.className = "quiet";
+    note.textContent = "No words were heard.";
+    this.#append(note);
+  }
+
   /** Begin a recording; the second and later ones get a title. */
   begin(title) {
     document.getElementById("welcome").hidden = true;
@@ -42,6 +52,11 @@ export class Transcript {
   /** The settled text, a line a segment. */
   get text() {
     return [...this.#finals.querySelectorAll(".final")].map((span) => span.textContent).join("\n");
+  }
+
+  /** Whether there is nothing to clear. */
+  get isEmpty() {
+    return !this.#finals.hasChildNodes();
   }
 
   /** Remove all; `restore` brings it back until there is new text. */
