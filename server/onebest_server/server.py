@@ -104,7 +104,8 @@ class Settings:
         try:
             context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{self.certificate}: expected a certificate and its key ({error}).") from error
+            files = " and ".join(map(str, filter(None, (self.certificate, self.key))))
+            raise ConfigError(f"{files}: expected a certificate and its key ({error}).") from error
         return context
 
 
