@@ -31,7 +31,7 @@ import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from onebest.connecting import CONNECT_ERRORS, advise, is_refusal
+from onebest.connecting import CONNECT_ERRORS, advise, describe, is_refusal
 from onebest.errors import OnebestError
 from onebest.events import Event, FinalText, Notice, PartialText
 from onebest.outbox import Outbox
@@ -97,7 +97,7 @@ class AsyncClient:
             "hotwords": list(hotwords),
             "latency_ms": latency_ms,
         }
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": f"Bearer {token.strip()}"} if token else {}
         self._give_up_seconds = give_up_seconds
         self._buffer_samples = round(buffer_seconds * sample_rate)
         self._outbox = Outbox()
@@ -231,7 +231,7 @@ class AsyncClient:
             except CONNECT_ERRORS as error:
                 if is_refusal(error):
                     raise self._give_up(error) from error
-                await self._await_next_try(f"cannot be made ({error})", error)
+                await self._await_next_try(f"cannot be made ({self._describe(error)})", error)
 
     async def _await_next_try(self, problem: str, error: Exception) -> None:
         """Wait before a connection is made again, longer each time until a session is under way.
@@ -249,7 +249,10 @@ class AsyncClient:
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _give_up(self, error: Exception) -> ServerError:
-        return ServerError(f"{self._address}: {error}. {advise(error)}")
+        return ServerError(f"{self._address}: {self._describe(error)}. {advise(error)}")
+
+    def _describe(self, error: Exception) -> str:
+        return describe(error).replace(self._url, self._address)
 
     async def _greet(self, connection: ClientConnection) -> bool:
         """Start a session or resume the one there is; return False if that is gone."""

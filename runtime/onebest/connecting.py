@@ -18,6 +18,8 @@ PASSING = (502, 503, 504)
 UNAUTHORIZED = 401
 #: How a server closes that speaks another protocol.
 NOT_UNDERSTOOD = (1002, 1003, 1007)
+#: X509_V_ERR of a certificate that one has made oneself, or whose authority is not known here.
+OF_NOBODY_KNOWN = (18, 19, 20, 21)
 #: What comes of an address, a token or a certificate that no server could make good.
 IMPOSSIBLE = (ValueError, OverflowError, InvalidURI, InvalidProxy, InvalidHeader)
 #: What making a connection may raise.
@@ -33,10 +35,17 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, IMPOSSIBLE)
 
 
+def describe(error: Exception) -> str:
+    """Return what happened; an error of a connection that is reset has no text."""
+    return str(error) or "the server closed the connection"
+
+
 def advise(error: Exception) -> str:
     """Return what to do about an error."""
     if isinstance(error, InvalidStatus) and error.response.status_code == UNAUTHORIZED:
         return "It needs a token that it knows."
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code not in OF_NOBODY_KNOWN:
+            return "The server needs a certificate that is valid now and for this address."
         return "A certificate of your own is trusted if the variable SSL_CERT_FILE names its file."
     return "Is it the address of onebest serve?"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 from http import HTTPStatus
 
 import numpy as np
@@ -16,6 +17,7 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from onebest.client import _MESSAGES, AsyncClient, Client, ServerError
+from onebest.connecting import advise
 from onebest.events import FinalText, Notice, PartialText
 from onebest.outbox import Outbox
 from onebest_server.http import Front, respond
@@ -434,6 +436,46 @@ class TestClient:
             assert "wrong" not in str(refused.value)
 
         asyncio.run(run())
+
+    def test_a_token_that_was_read_with_its_line(self, serving):
+        async def run():
+            with_token = Settings(port=0, tokens=("secret",))
+            async with (
+                serving(with_token) as server,
+                AsyncClient(f"ws://127.0.0.1:{server.port}", token="secret\n") as client,
+            ):
+                await client.finish()
+                return [event async for event in client]
+
+        assert asyncio.run(run()) == []
+
+    def test_a_token_in_an_impossible_address_is_not_told(self):
+        async def run():
+            async with AsyncClient("http://127.0.0.1:6006/?token=secret") as client:
+                with pytest.raises(ServerError, match="6006/onebest isn't a valid URI") as refused:
+                    [event async for event in client]
+            assert "secret" not in str(refused.value)
+
+        asyncio.run(run())
+
+    def test_tls_where_the_server_has_none(self, serving):
+        async def run():
+            async with serving() as server:
+                address = f"wss://127.0.0.1:{server.port}"
+                async with AsyncClient(address, give_up_seconds=0.05) as client:
+                    with pytest.raises(ServerError, match=r"/onebest: [^.]+\. Is it the address"):
+                        [event async for event in client]
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize(
+        ("code", "of_ones_own"), [(10, False), (18, True), (20, True), (62, False), (64, False)]
+    )
+    def test_what_is_wrong_with_a_certificate(self, code, of_ones_own):
+        """Of those that are expired or for another address, it is of no use to trust them."""
+        error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+        error.verify_code = code
+        assert ("SSL_CERT_FILE" in advise(error)) == of_ones_own
 
     def test_a_certificate_of_ones_own(self, serving, certificate, say, monkeypatch):
         with_tls = Settings(port=0, certificate=certificate / "cert.pem", key=certificate / "key.pem")
