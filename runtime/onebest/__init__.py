@@ -14,8 +14,8 @@ Audio comes in as samples, text goes out as it is spoken. The stages, one file e
 
 Beside them: ``models`` and ``hub`` (where models are and come from), ``cli`` and ``commands`` (the command
 ``onebest``), ``live_view``, ``sinks``, ``formats`` and ``subtitles`` (where text goes, and how it is
-written), ``cuts`` (lhotse manifests), ``normalize`` (text as it is compared), ``errors``. What is listed in
-``__all__`` loads when it is first used.
+written), ``cuts`` (lhotse manifests), ``normalize`` (text as it is compared), ``processes`` (work for
+several), ``errors``. What is listed in ``__all__`` loads when it is first used.
 """
 
 from importlib import import_module

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from lhotse.cut.set import CutSet
 from onebest.cuts import Cut, load_cuts
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import NUM_BINS, SAMPLE_RATE, SILENCE, SPEC, FloatArray, check_spec, compute_features
+from onebest.processes import map_in_processes
 from onebest_training.config import EncoderConfig
 from onebest_training.encoder import FRAMES_PER_SECOND, PAD_FRAMES, SUBSAMPLING
 from onebest_training.pretrained import PretrainedEncoder, embed_stacked, open_encoder
@@ -279,8 +279,7 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[list[tuple[Cut, Fea
     if workers <= 1:
         yield from map(_features_of_recording, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_features_of_recording, jobs)
+    yield from map_in_processes(_features_of_recording, jobs, workers)
 
 
 class FeatureStore:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from onebest.delay import (
 )
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest.normalize import normalize_text
+from onebest.processes import map_in_processes
 from onebest.recognizer import Recognizer
 from onebest.targets import TargetStore
 from onebest.terminal import LiveLine
@@ -273,10 +273,8 @@ def _decode_all(cuts: list[Cut], decoder: Decoder | partial[Decoder], jobs: int)
         for group in recordings:
             yield from decoder(group)
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, initializer=_start_worker, initargs=(decoder,)) as pool:
-        for results in pool.imap(_decode_in_worker, recordings):
-            yield from results
+    for results in map_in_processes(_decode_in_worker, recordings, jobs, partial(_start_worker, decoder)):
+        yield from results
 
 
 _worker: dict[str, Decoder] = {}

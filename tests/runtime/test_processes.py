@@ -1,0 +1,72 @@
+"""Work of several processes: in order, told from a process that was killed, none left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onebest import OnebestError
+from onebest.processes import map_in_processes
+
+SCRIPT = """
+import sys
+sys.path.append({folder!r})
+from test_processes import write_pid_and_sleep
+from onebest.processes import map_in_processes
+if __name__ == "__main__":
+    list(map_in_processes(write_pid_and_sleep, [{pid!r}], 1))
+"""
+
+
+def double_or_die(number: int) -> int:
+    if number < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def write_pid_and_sleep(path: str) -> None:
+    partial = Path(path + ".partial")
+    partial.write_text(str(os.getpid()))
+    partial.rename(path)
+    time.sleep(600)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_results_come_in_order():
+    assert list(map_in_processes(double_or_die, range(5), 2)) == [0, 2, 4, 6, 8]
+
+
+def test_a_process_that_is_killed_is_not_waited_for():
+    with pytest.raises(OnebestError, match="One of 2 processes was killed"):
+        list(map_in_processes(double_or_die, [1, -1, 2], 2))
+
+
+def test_an_error_of_the_work_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_processes((1).__truediv__, [1, 0], 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_one_that_started_them(tmp_path, number):
+    pid, script = tmp_path / "pid", tmp_path / "script.py"
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), pid=str(pid)))
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as process:
+        while not pid.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        worker = int(pid.read_text())
+        assert is_running(worker)
+        process.send_signal(number)
+    while is_running(worker):
+        time.sleep(0.1)
