@@ -39,11 +39,6 @@ def read_speech(manifest: Path, limit: int | None) -> Iterator[tuple[Cut, FloatA
     return load_cuts(sort_cuts(islice(read_cuts(manifest), limit)))
 
 
-def text_of(cut: Cut) -> str:
-    """Return what is said in a cut, as its manifest spells it."""
-    return " ".join(segment.text or "" for segment in cut.supervisions)
-
-
 def evaluate(
     manifest: Path, model: Path, chunk_ms: int, jobs: int = 1, limit: int | None = None, beam: int = 1
 ) -> tuple[Scores, list[Results]]:

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine, describe_versions
-from measuring import text_of
 
 from onebest.commands.evaluate import Decoded, format_table, score_corpora
-from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts
+from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts, spoken_text
 from onebest.frontend import SAMPLE_RATE
 from onebest.normalize import normalize_text
 
@@ -77,7 +76,7 @@ def decode(cut: Cut, samples: FloatArray) -> Decoded:
     decoder.end_utt()
     found = decoder.hyp()
     seconds = time.perf_counter() - start
-    texts = normalize_text(text_of(cut)), normalize_text(found.hypstr if found else "")
+    texts = normalize_text(spoken_text(cut)), normalize_text(found.hypstr if found else "")
     return Decoded(cut.id, (cut.custom or {}).get("corpus", "unnamed"), *texts, cut.duration, seconds)
 
 

@@ -25,9 +25,9 @@ import soxr
 from lhotse.audio.recording import Recording
 from lhotse.cut.set import CutSet
 from lhotse.supervision import SupervisionSegment
-from measuring import Results, evaluate, make_parser, print_result, read_speech, text_of
+from measuring import Results, evaluate, make_parser, print_result, read_speech
 
-from onebest.cuts import FloatArray
+from onebest.cuts import FloatArray, spoken_text
 from onebest.delay import format_delay
 from onebest.frontend import SAMPLE_RATE
 from onebest_training.features import SampleAugmentation, augment_samples, read_responses
@@ -118,7 +118,9 @@ def measure(change: Change, arguments: argparse.Namespace) -> Results:
             soundfile.write(path, altered * min(1.0, PEAK / max(float(np.abs(altered).max()), PEAK)), rate)
             copy = Recording.from_file(path, recording_id=cut.id).to_cut()
             copy.id, copy.custom = cut.id, cut.custom
-            copy.supervisions = [SupervisionSegment(cut.id, cut.id, 0.0, copy.duration, text=text_of(cut))]
+            copy.supervisions = [
+                SupervisionSegment(cut.id, cut.id, 0.0, copy.duration, text=spoken_text(cut))
+            ]
             cuts.append(copy)
         CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
         return evaluate(folder / "cuts.jsonl.gz", arguments.model, arguments.chunk_ms, arguments.jobs)[0]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onebest.bundle import Bundle
-from onebest.cuts import Cut, load_cuts, sort_cuts
+from onebest.cuts import Cut, load_cuts, sort_cuts, spoken_text
 from onebest.frontend import compute_features
 from onebest.normalize import normalize_text
 from onebest.recognizer import TAIL_SAMPLES
@@ -65,7 +65,7 @@ def read_utterances(cuts: Sequence[Cut]) -> list[Utterance]:
     return [
         Utterance(text, compute_features(np.concatenate([samples, silence])))
         for cut, samples in load_cuts(sort_cuts(cuts))
-        if (text := normalize_text(" ".join(part.text or "" for part in cut.supervisions)))
+        if (text := normalize_text(spoken_text(cut)))
     ]
 
 

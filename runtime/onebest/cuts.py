@@ -32,7 +32,8 @@ def read_cuts(path: Path) -> CutSet:
     Relative audio paths in a manifest count from the manifest's folder.
 
     Raises:
-        DataError: there is no such manifest, it is damaged, or the folder holds no ``*.trans.txt``.
+        DataError: there is no such manifest, it is damaged, empty or one of something else, or the folder
+            holds no ``*.trans.txt``.
     """
     from lhotse.cut.set import CutSet
 
@@ -41,9 +42,19 @@ def read_cuts(path: Path) -> CutSet:
     if not path.is_file():
         raise DataError(f"{path}: no such file. Expected a lhotse cut manifest (*.jsonl.gz) or a folder.")
     try:
-        return CutSet.from_cuts(_with_absolute_path(cut, path.parent) for cut in CutSet.from_file(path))
+        found = list(CutSet.from_file(path) or ())  # of an empty file lhotse makes None
+        _check_kind(found)
+        cuts = CutSet.from_cuts(_with_absolute_path(cut, path.parent) for cut in found)
     except Exception as error:  # whatever lhotse, gzip or json make of a damaged file
         raise DataError(f"{path}: is no lhotse cut manifest ({error}). Make it again.") from error
+    if not found:
+        raise DataError(f"{path}: no cut in it. Expected at least one.")
+    return cuts
+
+
+def spoken_text(cut: Cut) -> str:
+    """Return what is said in a cut, as its manifest spells it: the text of its segments as they come."""
+    return " ".join(segment.text or "" for segment in sorted(cut.supervisions, key=lambda part: part.start))
 
 
 def sort_cuts(cuts: Iterable[Cut]) -> list[Cut]:
@@ -125,8 +136,17 @@ def _slice(whole: FloatArray, rate: int, cut: Cut) -> FloatArray:
     return np.ascontiguousarray(samples, np.float32)
 
 
+def _check_kind(found: Iterable[Any]) -> None:
+    from lhotse.cut.base import Cut as LhotseCut
+
+    for entry in found:
+        if not isinstance(entry, LhotseCut):
+            raise TypeError(f"it holds a {type(entry).__name__}, of which lhotse makes cuts")
+
+
 def _with_absolute_path(cut: Cut, folder: Path) -> Cut:
-    sources = cut.recording.sources if cut.has_recording else []
+    recording = getattr(cut, "recording", None)  # a cut that is mixed from others has none
+    sources = recording.sources if recording else []
     if any(source.type == "file" and not Path(source.source).is_absolute() for source in sources):
         return cut.with_recording_path_prefix(folder)
     return cut

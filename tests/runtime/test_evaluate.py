@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.audio import AudioSource
 from tiny_model import make_audio
 
 from onebest.cli import main
 from onebest.commands.evaluate import Decoded, format_table, score_corpora
-from onebest.cuts import load_cuts, read_cuts, sort_cuts
+from onebest.cuts import load_cuts, read_cuts, sort_cuts, spoken_text
 from onebest.delay import TimedToken, matched_delays
 from onebest.errors import DataError, ModelError
 from onebest.recognizer import Recognizer
@@ -239,7 +239,7 @@ def test_manifests_that_cannot_be_used(capsys, tiny_folder, tmp_path, manifest):
     (tmp_path / "bad.jsonl").write_text("{")
     refuse(capsys, tiny_folder, tmp_path / "bad.jsonl", "bad.jsonl: is no lhotse cut manifest")
     (tmp_path / "empty.jsonl").write_text("")
-    refuse(capsys, tiny_folder, tmp_path / "empty.jsonl", "empty.jsonl: is no lhotse cut manifest")
+    refuse(capsys, tiny_folder, tmp_path / "empty.jsonl", "empty.jsonl: no cut in it")
     (tmp_path / "folder").mkdir()
     refuse(capsys, tiny_folder, tmp_path / "folder", "no *.trans.txt there")
     soundfile.write(tmp_path / "two.flac", make_audio(2.0), 16000)
@@ -248,6 +248,35 @@ def test_manifests_that_cannot_be_used(capsys, tiny_folder, tmp_path, manifest):
     refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read (Error opening")
     (tmp_path / "one.flac").unlink()
     refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read (there is no such file)")
+
+
+@pytest.mark.parametrize("kind", [RecordingSet, SupervisionSet])
+def test_a_manifest_of_what_cuts_are_made_of(capsys, tiny_folder, tmp_path, manifest, kind):
+    cuts = CutSet.from_file(manifest)
+    found = [cut.recording if kind is RecordingSet else cut.supervisions[0] for cut in cuts]
+    kind.from_items({item.id: item for item in found}.values()).to_file(tmp_path / "other.jsonl")
+    name = type(found[0]).__name__
+    says = f"other.jsonl: is no lhotse cut manifest (it holds a {name}, of which lhotse makes cuts)"
+    refuse(capsys, tiny_folder, tmp_path / "other.jsonl", says)
+
+
+def test_a_cut_of_several_recordings(capsys, tiny_folder, tmp_path, manifest):
+    mixed = CutSet.from_file(manifest)[0].pad(duration=3.0)
+    CutSet.from_cuts([mixed]).to_file(tmp_path / "mixed.jsonl")
+    refuse(capsys, tiny_folder, tmp_path / "mixed.jsonl", "has no recording of its own")
+
+
+def test_a_manifest_without_a_text(capsys, tiny_folder, tmp_path, manifest):
+    cuts = [cut.drop_supervisions() for cut in CutSet.from_file(manifest)]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "silent.jsonl")
+    refuse(capsys, tiny_folder, tmp_path / "silent.jsonl", "silent.jsonl: no text in it")
+
+
+def test_segments_are_read_as_they_come():
+    segments = [
+        SupervisionSegment(name, "a", start, 1.0, text=name) for name, start in (("two", 1), ("one", 0))
+    ]
+    assert spoken_text(MonoCut("a", 0.0, 2.0, 0, supervisions=segments)) == "one two"
 
 
 def test_a_cut_longer_than_its_recording(tmp_path):

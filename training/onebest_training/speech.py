@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from onebest.cuts import Cut, load_cuts, sort_cuts
+from onebest.cuts import Cut, load_cuts, sort_cuts, spoken_text
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
 from onebest.normalize import normalize_text
@@ -58,7 +58,7 @@ def load_usable(cuts: Iterable[Cut], left_out: Counter[str]) -> Iterator[tuple[C
 
 def cut_text(cut: Cut) -> str:
     """Return the normalised text of all segments of a cut, empty if it has none."""
-    return normalize_text(" ".join(segment.text or "" for segment in cut.supervisions))
+    return normalize_text(spoken_text(cut))
 
 
 def log_left_out(left_out: Mapping[str, int], total: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from onebest.cli import Command
 from onebest.commands.transcribe import add_model_arguments, add_search_arguments, recognizer_options
-from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts
+from onebest.cuts import Cut, FloatArray, load_cuts, read_cuts, sort_cuts, spoken_text
 from onebest.delay import (
     DELAY_HEADING,
     TimedToken,
@@ -101,8 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _make_writable(arguments.json)
     cuts = sort_cuts(islice(read_cuts(arguments.manifest), arguments.limit))
-    if not cuts:
-        raise DataError(f"{arguments.manifest}: no cut in it. Expected at least one with audio and text.")
+    if not any(normalize_text(spoken_text(cut)) for cut in cuts):
+        raise DataError(
+            f"{arguments.manifest}: no text in it. Expected at least one cut with audio and text."
+        )
     make = partial(
         Decoder,
         arguments.model,
@@ -247,9 +249,8 @@ class Decoder:
             result = self.recognizer.transcribe(samples, hotwords=self._hotwords)
             hypothesis = result.text
             seconds = time.perf_counter() - start
-            reference = " ".join(segment.text or "" for segment in cut.supervisions)
             corpus = (cut.custom or {}).get("corpus", "unnamed")
-            reference, hypothesis = normalize_text(reference), normalize_text(hypothesis)
+            reference, hypothesis = normalize_text(spoken_text(cut)), normalize_text(hypothesis)
             delays = (
                 matched_delays(self._due(cut, samples), timed_tokens(result.tokens, self._ids))
                 if self.due_by
