@@ -6,6 +6,7 @@ fetched again; a model in use is replaced only by one that is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from onebest.errors import ModelError
 from onebest.models import fetched_folder
 
 _CARD = "card.json"
+#: What the hub's library keeps beside the files, to know them again.
+_LIBRARYS_OWN = ".cache"
 
 
 def pull(name: str, revision: str | None = None) -> Path:
@@ -38,18 +41,30 @@ def pull(name: str, revision: str | None = None) -> Path:
         raise ModelError(
             f"{staging} cannot be made ({error}). Name a folder for models in $ONEBEST_CACHE."
         ) from error
-    card = _fetch(name, _CARD, revision, staging)
+    try:
+        card = _fetch(name, _CARD, revision, staging)
+    except ModelError:
+        _drop_if_empty(staging)
+        raise
     if _is_same(card, target):
         shutil.rmtree(staging)
         return target
-    for file in _file_names(card):
+    try:
+        files = _file_names(card)
+    except ModelError:
+        card.unlink()
+        _drop_if_empty(staging)
+        raise
+    for file in files:
         _fetch(name, file, revision, staging)
     try:
         load_bundle(staging)
     except ModelError as error:
+        if not staging.is_dir():
+            raise ModelError(f"{staging} is gone: perhaps another pull of it ran. Pull again.") from error
         shutil.rmtree(staging)
         raise ModelError(f"{name}: what came is no sound bundle ({error}). Nothing was kept.") from error
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    shutil.rmtree(staging / _LIBRARYS_OWN, ignore_errors=True)
     _replace(staging, target)
     return target
 
@@ -66,12 +81,21 @@ def _fetch(name: str, file: str, revision: str | None, folder: Path) -> Path:
             name, file, revision=revision, local_dir=folder, endpoint=os.environ.get("HF_ENDPOINT")
         )
     except Exception as error:  # of the hub's library, of its HTTP client, or of the system
-        reason = str(error).strip().split("\n")[0]
+        # The hub's own errors have the status in a first line, and what it means in the next.
+        reason = " ".join(filter(None, map(str.strip, str(error).strip().split("\n")[:3])))
         raise ModelError(
-            f"{name}: {file} could not be fetched ({reason}). "
-            "Check the name and the network, and pull again: what has come is kept."
+            f"{name}: {file} could not be fetched ({reason.rstrip('.')}). Check the name, the network and, "
+            "for a model that is not public, the token in $HF_TOKEN, and pull again: what has come is kept."
         ) from error
     return Path(path)
+
+
+def _drop_if_empty(staging: Path) -> None:
+    """Remove a folder that nothing has come into, and its owner's if that was all there is of him."""
+    if staging.is_dir() and all(path.name == _LIBRARYS_OWN for path in staging.iterdir()):
+        shutil.rmtree(staging)
+        with contextlib.suppress(OSError):  # it holds other models
+            staging.parent.rmdir()
 
 
 def _is_same(card: Path, target: Path) -> bool:

@@ -17,6 +17,7 @@ class Hub:
         requests: (method, file) of every request so far.
         cut: files to send so many bytes of, once, before hanging up.
         lost: a file that is not there.
+        secret: whether all are for some users only.
     """
 
     def __init__(self, name: str, folder: Path):
@@ -24,6 +25,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.cut: dict[str, int] = {}
         self.lost = ""
+        self.secret = False
         self.url = ""
 
 
@@ -43,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         owner, name, kind, _revision, file = (*self.path.strip("/").split("/"), *[""] * 5)[:5]
         self.hub.requests.append((self.command, file))
         path = self.hub.folder / file
+        if self.hub.secret:
+            return self._fail(401, "GatedRepo")
         if f"{owner}/{name}" != self.hub.name or kind != "resolve":
             return self._fail(404, "RepoNotFound")
         if not path.is_file() or file == self.hub.lost:

@@ -81,6 +81,20 @@ def test_files_that_came_whole_are_kept_for_the_next_try(hub, cache):
     Recognizer(NAME)
 
 
+def test_a_first_pull_that_fails_leaves_nothing(hub, cache):
+    hub.lost = "card.json"
+    with pytest.raises(ModelError, match=r"card\.json could not be fetched"):
+        pull(NAME)
+    assert names(cache) == []
+
+
+def test_a_model_that_is_not_public(hub, cache):
+    hub.secret = True
+    with pytest.raises(ModelError, match=r"\(401 Client Error\. .*gated.*\)\. .*the token in \$HF_TOKEN"):
+        pull(NAME)
+    assert names(cache) == []
+
+
 def test_what_is_there_already_is_not_fetched_again(hub, cache):
     pull(NAME)
     before = len(gets(hub))
@@ -135,6 +149,7 @@ def test_a_card_that_is_none(hub, cache, card, says):
     with pytest.raises(ModelError, match=says):
         pull(NAME)
     assert set(gets(hub)) == {"card.json"}
+    assert names(cache) == []
 
 
 @pytest.mark.parametrize("name", ["someone/other", "nobody/tiny-en"])
@@ -145,8 +160,11 @@ def test_no_such_model(hub, cache, name, capsys):
     assert error.count("\n") == 1
 
 
-def test_two_pulls_at_once_leave_a_model(hub, cache, monkeypatch):
+@pytest.mark.parametrize("ends", ["before", "after"])
+def test_two_pulls_at_once_leave_a_model(hub, cache, monkeypatch, ends):
     def load_while_another_pull_ends(staging):
+        if ends == "before":
+            staging.rename(cache / NAME)
         loaded = load_bundle(staging)
         staging.rename(cache / NAME)
         return loaded
