@@ -404,8 +404,8 @@ class Stream:
     def _check_rate(self, sample_rate: int | None) -> None:
         if sample_rate not in (None, rate := self._resampler.sample_rate):
             raise AudioError(
-                f"This stream's samples are of {rate} Hz, these are of {sample_rate}. Resample them, or get "
-                "another stream."
+                f"This stream's samples are of {rate} Hz, these are of {sample_rate!r}. Resample them, or "
+                "get another stream."
             )
 
     def _push(self, samples: FloatArray) -> None:

@@ -5,6 +5,7 @@ Axis legend: S samples.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,11 @@ class Resampler:
     """
 
     def __init__(self, sample_rate: int):
-        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        is_number = isinstance(sample_rate, Real)
+        if not is_number or not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
             raise AudioError(
                 f"Expected a sample rate between {LOWEST_RATE} and {HIGHEST_RATE} Hz, got "
-                f"{sample_rate}. Give the rate of the samples."
+                f"{sample_rate!r}. Give the rate of the samples as a number."
             )
         self.sample_rate = sample_rate
         self._resampler = None

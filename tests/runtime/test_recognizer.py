@@ -241,5 +241,6 @@ def test_a_change_of_rate_is_refused(recognizer):
 
 
 def test_an_impossible_rate_is_refused(recognizer):
-    with pytest.raises(AudioError, match="sample rate"):
-        recognizer.stream(sample_rate=0)
+    for rate, found in ((0, "0"), ("16000", "'16000'"), (None, "None")):
+        with pytest.raises(AudioError, match=f"a sample rate between .*, got {found}. Give the rate"):
+            recognizer.stream(rate)
