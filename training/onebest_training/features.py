@@ -14,7 +14,9 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -226,7 +228,8 @@ def make_store(
 ) -> None:
     """Compute the features of all cuts and write the store; ``progress`` is told the seconds done.
 
-    The folder appears under its name only when it is complete, so an interrupted run leaves no half store.
+    The folder appears under its name only when it is complete, so an interrupted run leaves no half store;
+    one that fails leaves nothing.
 
     Raises:
         ConfigError: the front end is none.
@@ -243,14 +246,16 @@ def make_store(
         (list(group), augmentation, front_end)
         for _, group in groupby(ordered, key=lambda cut: cut.recording.id)
     ]
-    with writing(folder, BEGUN_ANEW):
+    with writing(folder, BEGUN_ANEW), ExitStack() as failure:
         partial.mkdir(parents=True, exist_ok=True)
+        failure.callback(shutil.rmtree, partial, ignore_errors=True)
         done, frames = _write_features(_in_processes(jobs, workers), partial / "features.f16", progress)
         CutSet.from_cuts(_at_speed(cut, augmentation.speed) for cut in done).to_file(
             partial / "cuts.jsonl.gz"
         )
         (partial / "store.json").write_text(json.dumps({"front_end": description, "frames": frames}))
         partial.rename(folder)
+        failure.pop_all()
 
 
 def _write_features(

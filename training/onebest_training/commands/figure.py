@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw and write."""
-    from onebest_training.speech import BEGUN_ANEW, writing
+    from onebest_training.speech import BEGUN_ANEW, replace_file, writing
 
-    figure = _draw(arguments)
-    with writing(arguments.output, BEGUN_ANEW):
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(arguments.output, format="png", dpi=130)
+    drawn, output = io.BytesIO(), arguments.output
+    _draw(arguments).savefig(drawn, format="png", dpi=130)
+    with writing(output, BEGUN_ANEW):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.exists() and not output.is_file():  # as a pipe, whose place nothing takes
+            output.write_bytes(drawn.getbuffer())
+        else:
+            replace_file(output, drawn.getbuffer())
     return 0
 
 
