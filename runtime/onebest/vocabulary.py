@@ -24,6 +24,16 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DISAMBIGUATION = re.compile(r"#[0-9]+")
 #: Chinese and Japanese characters.
 _UNSPACED = re.compile("[\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_NEEDLESS_SPACE = re.compile(f"(?<= |{_UNSPACED.pattern}) +")
+#: The letters as which the byte-level BPE of icefall's recipes writes the bytes 0, 1, ... 255.
+_BYTE_LETTERS = (
+    *range(0x100, 0x120),
+    *range(0x20, 0x7F),
+    *(code for code in range(0x120, 0x1A7) if code not in (0x132, 0x133, 0x13F, 0x140, 0x149, 0x17F)),
+)
+_BYTES = {chr(code): byte for byte, code in enumerate(_BYTE_LETTERS)}
+#: The letter from which on sherpa-onnx, too, knows a byte-level vocabulary.
+_LATE_LETTER = "\u0180"
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,15 @@ class Vocabulary:
         return starts if starts.any() else ~starts
 
     @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether the letters of all symbols stand for bytes."""
+        letters = set("".join(self.symbols)) - {WORD_START}
+        return letters <= _BYTES.keys() and any(letter >= _LATE_LETTER for letter in letters)
+
+    @cached_property
     def spelled(self) -> tuple[bytes, ...]:
         """What each id [V] adds to the text, as UTF-8."""
-        return tuple(_spell(symbol) for symbol in self.symbols)
+        return tuple(_spell(symbol, self.is_byte_level) for symbol in self.symbols)
 
     def without_disambiguation(self, size: int) -> Vocabulary:
         """Return the first symbols where all behind them are ``#0``, ``#1``, ...; else this vocabulary."""
@@ -91,25 +107,35 @@ class Speller:
     """Writes the tokens of one text as they come.
 
     A character whose bytes are several tokens (``<0xNN>``) appears with the last of them, so the text of the
-    first tokens is a prefix of the text of all.
+    first tokens is a prefix of the text of all. Byte-level symbols have a word's start at every Chinese or
+    Japanese character, behind which the text has no space.
     """
 
     def __init__(self, vocabulary: Vocabulary):
         self._spelled = vocabulary.spelled
+        self._is_byte_level = vocabulary.is_byte_level
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._last = ""
 
     def spell(self, token: int) -> str:
         """Return what the next token adds to the text."""
-        return self._decoder.decode(self._spelled[token])
+        text = self._decoder.decode(self._spelled[token])
+        if not self._is_byte_level or not text:
+            return text
+        text, before = _NEEDLESS_SPACE.sub("", self._last + text), len(self._last)
+        self._last = text[-1:]
+        return text[before:]
 
     def finish(self) -> str:
         """Return what stands for a character that lacks bytes, and start anew."""
         return self._decoder.decode(b"", final=True)
 
 
-def _spell(symbol: str) -> bytes:
-    byte = _BYTE.fullmatch(symbol)
-    return bytes([int(byte[1], 16)]) if byte else symbol.replace(WORD_START, " ").encode()
+def _spell(symbol: str, is_byte_level: bool) -> bytes:
+    if byte := _BYTE.fullmatch(symbol):
+        return bytes([int(byte[1], 16)])
+    text = symbol.replace(WORD_START, " ")
+    return bytes(map(_BYTES.__getitem__, text)) if is_byte_level else text.encode()
 
 
 def parse_vocabulary(content: bytes, where: str) -> Vocabulary:

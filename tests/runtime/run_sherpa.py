@@ -22,4 +22,9 @@ stream = recognizer.create_stream()
 stream.accept_waveform(16000, np.load(sys.argv[2]))
 while recognizer.is_ready(stream):
     recognizer.decode_stream(stream)
-print(json.dumps({"tokens": recognizer.tokens(stream), "starts": recognizer.timestamps(stream)}))
+found = {
+    "text": recognizer.get_result(stream),
+    "tokens": recognizer.tokens(stream),
+    "starts": recognizer.timestamps(stream),
+}
+print(json.dumps(found))

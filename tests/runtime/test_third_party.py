@@ -47,9 +47,10 @@ def compare_with_sherpa(model, tmp_path):
     samples = np.zeros((chunks * sizes.chunk_frames + sizes.pad_frames + 1) * 160 + 120, np.float32)
     samples[: len(audio)] = audio
     theirs = run_sherpa(model, samples, tmp_path)
-    assert [token.token for token in ours.tokens] == theirs["tokens"]
+    assert [token.token for token in ours.tokens] == [token.replace("▁", " ") for token in theirs["tokens"]]
     np.testing.assert_allclose([token.start for token in ours.tokens], theirs["starts"], atol=1e-4)
     assert len(set(theirs["tokens"])) > 5
+    return ours, theirs
 
 
 def test_what_tells_words_apart_in_a_lexicon_is_no_token(model, tmp_path):
@@ -62,6 +63,19 @@ def test_what_tells_words_apart_in_a_lexicon_is_no_token(model, tmp_path):
         (copy / "tokens.txt").write_text(tokens + more)
         with pytest.raises(ModelError, match=r"the tokens\.txt that was exported with the model"):
             Recognizer(copy)
+
+
+def test_byte_level_pieces_are_text(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    ascii_pieces = ["▁", "▁a", "▁the", "'", "b", "c", "▁d", "e", "f", "▁g", "h", "▁I", "j", "k"]
+    pieces = ["<blk>", "<sos/eos>", "<unk>", *ascii_pieces]
+    pieces += ["▁ƋţŅ", "ƌŋţ", "▁ƋŞœƍĹĨ", "ƍĺŋ", "ƍŁŒ", "!", "?"]  # "你", "好", "中文", "日", "本" as bytes
+    lines = [f"{piece} {token}\n" for token, piece in enumerate(pieces)]
+    (copy / "tokens.txt").write_text("".join(lines), "utf-8")
+    ours, theirs = compare_with_sherpa(copy, tmp_path)
+    assert ours.text == theirs["text"]
+    assert set("你好中日本") & set(ours.text)
+    assert "".join(word.text for word in ours.words) == ours.text.replace(" ", "")
 
 
 def test_a_batch_gives_what_each_gives_alone(model):

@@ -28,6 +28,38 @@ def test_blank_and_unknown_do_not_speak():
     assert VOCABULARY.speaks.tolist() == [False, True, False, *[True] * 7]
 
 
+BYTE_LEVEL = parse_vocabulary(
+    "<blk> 0\n<unk> 1\n▁ƋţŅ 2\nƌ 3\nŋţ 4\n▁caf 5\nũŏ 6\n▁au 7\n▁ 8\n".encode(), "tokens.txt"
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ([2, 8, 3, 4], "你好"),
+        ([5, 6, 7], "café au"),
+        ([7, 8, 7], "au au"),
+        ([7, 2, 7], "au 你au"),
+        ([3], "\ufffd"),
+    ],
+)
+def test_letters_that_stand_for_bytes(tokens, text):
+    assert BYTE_LEVEL.is_byte_level
+    assert BYTE_LEVEL.decode(tokens) == text
+
+
+@pytest.mark.parametrize("piece", ["caf", "é", "ƴ", "ũŏ", "ł", "你", "ƋţŅẫ"])
+def test_letters_that_are_letters(piece):
+    vocabulary = parse_vocabulary(f"<blk> 0\n▁{piece} 1\n".encode(), "tokens.txt")
+    assert not vocabulary.is_byte_level
+    assert vocabulary.decode([1]) == piece
+
+
+@given(st.lists(st.integers(2, 8)), st.lists(st.integers(2, 8)))
+def test_the_text_of_a_byte_level_prefix_is_a_prefix(first, more):
+    assert BYTE_LEVEL.decode(first + more).startswith(BYTE_LEVEL.decode(first, final=False))
+
+
 @given(st.lists(st.integers(3, 9)), st.lists(st.integers(3, 9)))
 def test_the_text_of_a_prefix_is_a_prefix(first, more):
     assert VOCABULARY.decode(first + more).startswith(VOCABULARY.decode(first, final=False))
