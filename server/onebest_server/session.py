@@ -185,6 +185,12 @@ class Session:
         if not self._unfinished:
             self._perform([self._ending])
 
+    def excuse(self, seconds: float) -> None:
+        """Leave time in which the server heard nobody, as while its process is stopped, out of the limits."""
+        self._heard += seconds
+        if self.detached is not None:
+            self.detached += seconds
+
     def check(self, now: float) -> None:
         """Apply the limits of time, and tell the client if recognition has fallen behind."""
         limits = self._sessions.limits

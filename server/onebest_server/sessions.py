@@ -148,10 +148,12 @@ class Sessions:
             due = self.clock() + CHECK_SECONDS
             await asyncio.sleep(CHECK_SECONDS)
             now = self.clock()
-            self.metrics.loop_lag.observe(now - due)
+            late = now - due
+            self.metrics.loop_lag.observe(late)
             for session in list(self._all.values()):
+                session.excuse(late)
                 session.check(now)
-            self._measure(now, CHECK_SECONDS + now - due)
+            self._measure(now, CHECK_SECONDS + late)
 
     def _measure(self, now: float, elapsed: float) -> None:
         metrics, sessions = self.metrics, self._all.values()

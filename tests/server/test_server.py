@@ -392,6 +392,32 @@ def test_the_text_is_complete_when_a_session_was_too_long_or_idle(serving, say, 
     assert messages[-1]["requested"] is False
 
 
+def test_time_in_which_the_server_was_stopped_does_not_count(serving, say):
+    """As a paused container is: what clients sent meanwhile, and those that came back, is yet to be heard."""
+    audio = make_audio(2.0)
+
+    async def run():
+        async with serving() as server, connect(url(server, "/onebest")) as socket:
+            await socket.send('{"type": "start"}')
+            await socket.recv()
+            lost = await connect(url(server, "/onebest"))
+            await lost.send('{"type": "start"}')
+            name = json.loads(await lost.recv())["session"]
+            lost.transport.abort()
+            await until(lambda: value(server, "onebest_detached_sessions") == 1)
+            clock = server.sessions.clock
+            server.sessions.clock = lambda: clock() + 1000
+            await until(lambda: value(server, "onebest_event_loop_lag_seconds_sum") > 999)
+            async with connect(url(server, "/onebest")) as back:
+                await back.send(json.dumps({"type": "resume", "session": name, "segments": 0}))
+                answer = json.loads(await back.recv())["type"]
+            await socket.send(audio.tobytes())
+            await socket.send('{"type": "finish"}')
+            return answer, finals([json.loads(message) async for message in drain(socket)])
+
+    assert asyncio.run(run()) == ("resumed", say(audio))
+
+
 def test_answers_to_pings_are_signs_of_life(serving, heard):
     async def run():
         async with serving(idle_seconds=0.3) as server, connect(url(server)):
