@@ -36,8 +36,8 @@ def is_refusal(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """Return what happened; an error of a connection that is reset has no text."""
-    return str(error) or "the server closed the connection"
+    """Return what happened; an error of a connection that is reset has no text, others end with a dot."""
+    return str(error).removesuffix(".") or "the server closed the connection"
 
 
 def advise(error: Exception) -> str:
