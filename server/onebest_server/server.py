@@ -57,8 +57,8 @@ class Settings:
         wyoming_port: port for clients of Wyoming; None is no such port. Wyoming knows neither tokens nor TLS.
 
     Raises:
-        ConfigError: an impossible port, one for Wyoming beside tokens, which its clients would not need, or a
-            key without its certificate.
+        ConfigError: no host, an impossible port, one for Wyoming beside tokens, which its clients would not
+            need, or a key without its certificate.
     """
 
     host: str = "127.0.0.1"
@@ -77,6 +77,8 @@ class Settings:
     wyoming_port: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.host:
+            raise ConfigError("Expected an address to bind, such as 0.0.0.0 for all of this machine's.")
         for port in (self.port, self.wyoming_port or 0):
             if not 0 <= port <= _MOST_PORT:
                 raise ConfigError(f"Expected a port from 0 to {_MOST_PORT}, got {port}.")

@@ -342,6 +342,7 @@ def test_workers_that_cannot_start(tiny_folder, monkeypatch):
         (["--tls-cert", "missing"], "missing"),
         (["--tls-key", "key.pem"], "key.pem"),
         (["--tls-cert", __file__, "--tls-key", "missing"], " and missing: "),
+        (["--host", ""], "an address to bind"),
         (["--port", "70000"], "from 0 to 65535"),
         (["--wyoming-port", "-1"], "from 0 to 65535"),
         (["--port", "7000", "--wyoming-port", "7000"], "of its own"),
