@@ -138,10 +138,11 @@ def find_files(folder: Path, card: dict[str, Any]) -> BundleFiles:
 
 
 def _only_match(folder: Path, pattern: str) -> Path:
-    """Return the one file that matches; of a float and an int8 file the int8 one."""
+    """Return the one file that matches; of several precisions int8, else float32, else float16."""
     found = sorted(folder.glob(pattern))
-    smaller = [path for path in found if path.name.endswith(".int8.onnx")]
-    chosen = smaller or found
+    smallest = [path for path in found if path.name.endswith(".int8.onnx")]
+    plain = [path for path in found if not path.name.endswith(".fp16.onnx")]
+    chosen = smallest or plain or found
     if len(chosen) != 1:
         names = ", ".join(path.name for path in chosen) or "none"
         raise ModelError(f"{folder}: expected one file {pattern}, found {names}. Keep one model in a folder.")

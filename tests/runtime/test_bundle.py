@@ -46,6 +46,16 @@ def test_a_folder_without_a_card_loads(tiny_copy, tiny_folder):
     assert plain.transcribe(make_audio()) == Recognizer(tiny_folder).transcribe(make_audio())
 
 
+def test_of_two_float_files_the_one_of_single_precision_is_taken(tiny_copy):
+    (tiny_copy / "card.json").unlink()
+    for part in ("encoder", "joiner"):
+        (tiny_copy / f"{part}.fp16.onnx").write_bytes(b"")
+    (tiny_copy / "decoder.onnx").rename(tiny_copy / "decoder.fp16.onnx")
+    bundle = load_bundle(tiny_copy)
+    names = [graph.path.name for graph in (bundle.encoder, bundle.decoder, bundle.joiner)]
+    assert names == ["encoder.onnx", "decoder.fp16.onnx", "joiner.onnx"]
+
+
 def test_the_int8_file_is_taken_where_there_are_two(tiny_copy):
     (tiny_copy / "card.json").unlink()
     (tiny_copy / "encoder.onnx").rename(tiny_copy / "encoder.int8.onnx")
