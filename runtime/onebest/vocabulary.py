@@ -133,7 +133,8 @@ class Speller:
 
 def _spell(symbol: str, is_byte_level: bool) -> bytes:
     if byte := _BYTE.fullmatch(symbol):
-        return bytes([int(byte[1], 16)])
+        spelled = bytes([int(byte[1], 16)])
+        return b" " if spelled.isspace() else spelled  # a text is one line
     text = symbol.replace(WORD_START, " ")
     return bytes(map(_BYTES.__getitem__, text)) if is_byte_level else text.encode()
 

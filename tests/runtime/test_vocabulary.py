@@ -24,6 +24,12 @@ def test_bytes_become_a_character_once_complete():
     assert VOCABULARY.decode([5, 6]) == "cat\ufffd"
 
 
+@pytest.mark.parametrize("byte", ["0A", "0d", "09", "20"])
+def test_a_byte_that_ends_a_line_is_a_space(byte):
+    vocabulary = parse_vocabulary(f"<blk> 0\na 1\n<0x{byte}> 2\n".encode(), "tokens.txt")
+    assert vocabulary.decode([1, 2, 1]) == "a a"
+
+
 def test_blank_and_unknown_do_not_speak():
     assert VOCABULARY.speaks.tolist() == [False, True, False, *[True] * 7]
 
