@@ -470,6 +470,23 @@ class TestForEverybody:
         assert all(before[1] <= after[0] for before, after in pairwise(places))
         assert len({height for _, _, height, _ in places}) == 2  # of the round one, and of those on one line
 
+    def test_a_low_screen_begins_at_the_top(self, devtools, speech):
+        place = "document.scrollingElement.scrollTop"
+        drawn = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+
+        async def talk(server, page):
+            await page.resize(568, 320)
+            await page.evaluate(drawn)
+            assert await page.evaluate("document.documentElement.scrollHeight > innerHeight")
+            at_first = await page.evaluate(place)
+            for _ in range(3):
+                await transcribe(page, speech)
+            return at_first, await page.evaluate(place)
+
+        at_first, later = visit(devtools, talk)
+        assert at_first == 0
+        assert later > 0
+
     def test_the_keyboard(self, devtools):
         async def talk(server, page):
             order = []

@@ -3,6 +3,7 @@
 export class Transcript {
   #finals = document.getElementById("finals");
   #partial = document.getElementById("partial");
+  #welcome = document.getElementById("welcome");
   #removed = null;
   #start = 0; // of the running words
 
@@ -43,7 +44,7 @@ export class Transcript {
 
   /** Begin a recording; the second and later ones get a title. */
   begin(title) {
-    document.getElementById("welcome").hidden = true;
+    this.#welcome.hidden = true;
     const heading = document.createElement("h2");
     heading.textContent = title;
     this.#append(heading);
@@ -80,8 +81,9 @@ export class Transcript {
     this.show();
   }
 
-  /** Keep the end in view for who is reading there; leave alone who has scrolled back. */
+  /** Keep the end in view for who is reading there; leave alone who has scrolled back, or reads the welcome. */
   show() {
+    if (!this.#welcome.hidden) return;
     const root = document.scrollingElement;
     const behind = root.scrollHeight - root.scrollTop - root.clientHeight;
     if (behind < root.clientHeight / 2) root.scrollTop = root.scrollHeight;
