@@ -439,8 +439,12 @@ class TestText:
             await page.click("#download")
             assert await page.evaluate("window.saved") == text + "\n"
             assert (await page.evaluate("window.savedAs")).endswith(".txt")
+            drawn = "[...document.querySelectorAll('#clear svg')].filter((e) => e.clientWidth)"
+            bin_or_back = f"{drawn}.map((e) => e.getAttribute('class'))"
+            assert await page.evaluate(bin_or_back) == ["bin"]
             await page.click("#clear")
             assert await page.evaluate(FINALS) == []
+            assert await page.evaluate(bin_or_back) == ["back"]
             await page.click("#clear")  # undo
             assert "\n".join(await page.evaluate(FINALS)) == text
 

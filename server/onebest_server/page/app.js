@@ -63,6 +63,7 @@ function showTools() {
   for (const id of ["copy", "download"]) find(id).disabled = !text;
   find("clear").disabled = state !== "ready" || (transcript.isEmpty && !transcript.canRestore);
   find("clear").lastElementChild.textContent = transcript.canRestore ? "Undo" : "Clear";
+  find("clear").dataset.undo = transcript.canRestore;
 }
 
 function notice(text) {
