@@ -156,16 +156,17 @@ def _read_librispeech(folder: Path) -> list[Cut]:
     cuts: list[Cut] = []
     for transcript in sorted(folder.rglob("*.trans.txt")):
         for line in _read_lines(transcript):
-            name, _, text = line.partition(" ")
-            cuts.append(_utterance(transcript, name, text))
+            name, *text = line.split(maxsplit=1)
+            cuts.append(_utterance(transcript, name, "".join(text).rstrip()))
     if not cuts:
         raise DataError(f"{folder}: no *.trans.txt there. Expected the layout of LibriSpeech.")
     return cuts
 
 
 def _read_lines(transcript: Path) -> list[str]:
+    """Return the lines that are not empty; editors put a mark before the first, and empty ones at the end."""
     try:
-        return transcript.read_text("utf-8").splitlines()
+        return [line for line in transcript.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{transcript}: cannot be read as text in UTF-8 ({error}). Repair it.") from error
 

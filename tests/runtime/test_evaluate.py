@@ -188,14 +188,22 @@ def test_another_rate_is_resampled(tmp_path):
     assert [len(samples) for _, samples in load_cuts([cut])] == [16000]
 
 
-def test_a_folder_like_librispeech(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("19-198-0000 HELLO WORLD\n", "HELLO WORLD"),
+        ("\ufeff19-198-0000\tHELLO WORLD \r\n\n \n", "HELLO WORLD"),
+        ("19-198-0000\n", ""),
+    ],
+)
+def test_a_folder_like_librispeech(tmp_path, content, text):
     folder = tmp_path / "19" / "198"
     folder.mkdir(parents=True)
     soundfile.write(folder / "19-198-0000.flac", make_audio(1.0), 16000)
-    (folder / "19-198.trans.txt").write_text("19-198-0000 HELLO WORLD\n")
+    (folder / "19-198.trans.txt").write_text(content, "utf-8")
     (cut,) = read_cuts(tmp_path)
     (segment,) = cut.supervisions
-    assert (cut.id, segment.text, segment.speaker) == ("19-198-0000", "HELLO WORLD", "19")
+    assert (cut.id, segment.text, segment.speaker) == ("19-198-0000", text, "19")
     (folder / "19-198.trans.txt").write_text("19-198-0001 HELLO\n")
     with pytest.raises(DataError, match="19-198-0001 has no flac"):
         read_cuts(tmp_path)
