@@ -32,7 +32,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from onebest.connecting import CONNECT_ERRORS, advise, describe, is_refusal
-from onebest.errors import OnebestError
+from onebest.errors import OnebestError, StreamError
 from onebest.events import Event, FinalText, Notice, PartialText
 from onebest.outbox import Outbox
 from onebest.results import Word
@@ -50,6 +50,7 @@ LEAD_SECONDS = 0.5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 #: A server that answers no ping for so long is taken to be gone.
 SILENCE_SECONDS = 60.0
+_NOT_IN_USE = "A client connects in a with statement. Use it there: with Client(...) as client."
 #: What a server may say; see ``onebest_server.messages``.
 _MESSAGES = ("started", "resumed", "partial", "final", "behind", "finished", "error")
 
@@ -133,7 +134,11 @@ class AsyncClient:
         Raises:
             AudioError: the samples are no audio.
             ServerError: the server cannot be reached, or refuses.
+            StreamError: the client is not in use yet, or was told that no more audio comes.
         """
+        self._check_in_use()
+        if self._finishing:
+            raise StreamError("This client's audio is finished. Use a new one for what follows.")
         checked = check_samples(samples).copy()
         async with self._changed:
             await self._changed.wait_for(
@@ -144,7 +149,12 @@ class AsyncClient:
             self._changed.notify_all()
 
     async def finish(self) -> None:
-        """Say that no more audio comes; the events end with the last text."""
+        """Say that no more audio comes; the events end with the last text.
+
+        Raises:
+            StreamError: the client is not in use yet.
+        """
+        self._check_in_use()
         async with self._changed:
             self._finishing = True
             self._changed.notify_all()
@@ -154,7 +164,9 @@ class AsyncClient:
 
         Raises:
             ServerError: the server cannot be reached, or refuses.
+            StreamError: the client is not in use yet.
         """
+        self._check_in_use()
         while (event := await self._events.get()) is not None:
             yield event
         self._events.put_nowait(None)
@@ -174,6 +186,10 @@ class AsyncClient:
             events.append(event)
         self._raise_error()
         return events
+
+    def _check_in_use(self) -> None:
+        if self._task is None:
+            raise StreamError(_NOT_IN_USE)
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -369,11 +385,12 @@ class Client:
     """``AsyncClient`` for programs without asyncio: the same arguments and methods, one thread beside."""
 
     def __init__(self, url: str, sample_rate: int = 16000, **options: Any):
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="onebest-client", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._client = AsyncClient(url, sample_rate, **options)
 
     def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="onebest-client", daemon=True)
         self._thread.start()
         self._call(self._client.__aenter__())
         return self
@@ -382,9 +399,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._call(self._client.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        loop, self._loop = self._loop, None
+        assert loop is not None
+        loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
-        self._loop.close()
+        loop.close()
 
     def send(self, samples: npt.NDArray[Any]) -> None:
         """Send the next samples [S]; see ``AsyncClient.send``."""
@@ -405,6 +424,9 @@ class Client:
         return self._call(self._client.poll())
 
     def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        if self._loop is None:
+            work.close()
+            raise StreamError(_NOT_IN_USE)
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 

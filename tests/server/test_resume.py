@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import ssl
+import threading
 from http import HTTPStatus
 
 import numpy as np
@@ -18,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from onebest.client import _MESSAGES, AsyncClient, Client, ServerError
 from onebest.connecting import advise
+from onebest.errors import StreamError
 from onebest.events import FinalText, Notice, PartialText
 from onebest.outbox import Outbox
 from onebest_server.http import Front, respond
@@ -355,6 +357,33 @@ class TestClient:
             async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
                 with pytest.raises(ZeroDivisionError):
                     [event async for event in client]
+
+        asyncio.run(run())
+
+    def test_one_that_is_not_in_use(self):
+        """Nobody would ever answer it."""
+        raised = []
+
+        def use(ask):
+            try:
+                ask(Client("ws://127.0.0.1:9"))
+            except StreamError as error:
+                raised.append(error)
+
+        for ask in (lambda client: client.send(AUDIO), Client.finish, list, Client.poll):
+            thread = threading.Thread(target=use, args=(ask,), daemon=True)
+            thread.start()
+            thread.join(5)
+        assert len(raised) == 4
+        with pytest.raises(StreamError, match="with statement"):
+            asyncio.run(AsyncClient("ws://127.0.0.1:9").send(AUDIO))
+
+    def test_audio_behind_the_end(self, serving):
+        async def run():
+            async with serving() as server, AsyncClient(f"ws://127.0.0.1:{server.port}") as client:
+                await client.finish()
+                with pytest.raises(StreamError, match="finished"):
+                    await client.send(AUDIO)
 
         asyncio.run(run())
 
