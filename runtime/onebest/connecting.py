@@ -16,8 +16,8 @@ from websockets.exceptions import (
 #: A server that is full, starts or stops, and what a load balancer says of one that does not answer.
 PASSING = (502, 503, 504)
 UNAUTHORIZED = 401
-#: How a server closes that speaks another protocol.
-NOT_UNDERSTOOD = (1002, 1003, 1007)
+#: How a server closes that speaks another protocol, or takes no messages as long as ours.
+NOT_UNDERSTOOD = (1002, 1003, 1007, 1009)
 #: X509_V_ERR of a certificate that one has made oneself, or whose authority is not known here.
 OF_NOBODY_KNOWN = (18, 19, 20, 21)
 #: What comes of an address, a token or a certificate that no server could make good.

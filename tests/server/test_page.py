@@ -337,6 +337,16 @@ class TestFile:
 
         assert visit(devtools, talk, before) == 1
 
+    def test_a_server_that_takes_only_shorter_messages(self, devtools, speech):
+        async def talk(server, page):
+            await page.drop(speech)
+            await page.until(f"{PROBLEM} !== ''")
+            return await page.evaluate(STATE), await page.evaluate(PROBLEM)
+
+        state, problem = visit(devtools, talk, limits=Limits(message_bytes=1000))
+        assert state == "Ready"
+        assert "--message-bytes" in problem
+
     def test_a_full_server_is_waited_for(self, devtools, speech):
         async def talk(server, page):
             server._limits = Limits(clients=0)

@@ -436,6 +436,20 @@ class TestClient:
 
         asyncio.run(run())
 
+    def test_messages_that_are_too_long(self, serving):
+        """Each connection would end like the one before, for ever."""
+
+        async def run():
+            async with (
+                serving(message_bytes=1000) as server,
+                AsyncClient(f"ws://127.0.0.1:{server.port}") as client,
+            ):
+                await client.send(AUDIO)
+                with pytest.raises(ServerError, match="1009"):
+                    [event async for event in client]
+
+        asyncio.run(run())
+
     def test_messages_are_those_of_the_server(self):
         assert set(_MESSAGES) == {message.type for message in SERVER_MESSAGES}
 

@@ -15,6 +15,8 @@ const LEAD_SECONDS = 0.5;
 /** Audio kept for a new session, should the old one be gone. */
 const KEPT_SECONDS = 60;
 const BLOCK = 16384;
+/** How a server closes that takes no messages as long as ours; another connection would end alike. */
+const TOO_LONG = 1009;
 /** Why a connection is not tried again, and what is said of it; a token is asked for. */
 const REFUSALS = {
   token: null,
@@ -137,7 +139,11 @@ export class Session {
       this.#heard = performance.now();
       if (this.#socket === socket) this.#take(JSON.parse(data));
     };
-    socket.onclose = () => this.#socket === socket && this.#lose(opened);
+    socket.onclose = ({ code }) => {
+      if (this.#socket !== socket) return;
+      if (code === TOO_LONG) this.#fail("The server takes only shorter messages; see its option --message-bytes.");
+      else this.#lose(opened);
+    };
   }
 
   #greet() {
