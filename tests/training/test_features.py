@@ -1,12 +1,13 @@
 """Feature stores: from audio to disk and back, whatever its format, rate and layout; changes of samples."""
 
+import math
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment
 from tone_corpus import RATE, FloatArray, ToneCorpus, speak
 
 from onebest.cli import main
@@ -249,8 +250,15 @@ def test_cuts_of_a_store_are_as_long_as_their_features(corpus: ToneCorpus, tmp_p
 def test_rooms_and_speeds_of_no_use_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
         read_responses(tmp_path / "none.jsonl")
-    with pytest.raises(ConfigError, match="a speed above 0"):
-        SampleAugmentation(speed=0.0)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"empty.jsonl: no room response in it"):
+        read_responses(tmp_path / "empty.jsonl")
+    CutSet.from_cuts([MonoCut("a", 0.0, 1.0, 0)]).to_file(tmp_path / "cuts.jsonl")
+    with pytest.raises(DataError, match=r"cuts.jsonl: cannot be read .* \(it holds MonoCut\)"):
+        read_responses(tmp_path / "cuts.jsonl")
+    for speed in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="a speed above 0"):
+            SampleAugmentation(speed=speed)
     responses = read_responses(write_responses(tmp_path, 8000))
     with pytest.raises(DataError, match="room response room: cannot be used"):
         augment_samples(sound(), SampleAugmentation(reverberation="rooms"), "a", responses)

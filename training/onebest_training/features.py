@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -137,7 +138,7 @@ class SampleAugmentation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.speed <= 0:
+        if not 0 < self.speed < math.inf:
             raise ConfigError(f"expected a speed above 0, got {self.speed}.")
 
 
@@ -148,7 +149,10 @@ def read_responses(path: Path) -> list[Recording]:
         DataError: there is no such manifest, it is damaged or empty.
     """
     try:
-        responses = list(RecordingSet.from_file(path).with_path_prefix(path.parent))
+        found = list(RecordingSet.from_file(path) or ())  # of an empty file lhotse makes None
+        if others := sorted({type(entry).__name__ for entry in found if not isinstance(entry, Recording)}):
+            raise TypeError(f"it holds {', '.join(others)}")
+        responses = [recording.with_path_prefix(path.parent) for recording in found]
     except Exception as error:  # whatever lhotse, gzip or json make of a damaged file
         raise DataError(f"{path}: cannot be read as a lhotse recording manifest ({error}).") from error
     if not responses:
