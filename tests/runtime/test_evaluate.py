@@ -232,6 +232,25 @@ def test_options_that_cannot_be(tiny_folder, manifest, capsys, options, says):
     assert says in capsys.readouterr().err
 
 
+def test_scores_that_are_not_made_leave_no_file(tiny_folder, manifest, tmp_path, capsys):
+    out, kept = tmp_path / "out.json", tmp_path / "kept.json"
+    kept.write_text("{}")
+    for path in (out, kept):
+        words = [
+            "evaluate",
+            str(manifest),
+            "--model",
+            str(tiny_folder),
+            "--hotword",
+            "4711",
+            "--json",
+            str(path),
+        ]
+        assert main(words) == 1
+    assert not out.exists()
+    assert kept.read_text() == "{}"
+
+
 def test_a_cut_without_a_recording(tiny_folder, tmp_path, capsys):
     CutSet.from_cuts([MonoCut("silent", 0.0, 1.0, 0)]).to_file(tmp_path / "cuts.jsonl")
     refuse(capsys, tiny_folder, tmp_path / "cuts.jsonl", "cut silent has no recording of its own")

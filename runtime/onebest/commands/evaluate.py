@@ -136,14 +136,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _make_writable(path: Path) -> None:
-    """Find out that a file can be written, before there is something to write.
+    """Find out that a file can be written, before there is something to write; none is left behind.
 
     Raises:
         ConfigError: it cannot.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         path.open("a").close()
+        if is_new:
+            path.unlink()
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error}). Name another file with --json.") from error
 
