@@ -139,8 +139,12 @@ class Supervisor:
         """The port that the workers share."""
         return self._settings.port
 
-    def run(self) -> int:
-        """Run until one of ``stop_signals``; return 0 if every worker then ended well."""
+    def run(self, announce: Callable[[int], None] | None = None) -> int:
+        """Run until one of ``stop_signals``; return 0 if every worker then ended well.
+
+        Args:
+            announce: called with the port once a worker takes clients.
+        """
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
         for number in stop_signals():
             signal.signal(number, self._wish)
@@ -149,7 +153,13 @@ class Supervisor:
             while not self._wishes and self._short_lives < MOST_SHORT_LIVES:
                 self._start_due()
                 self._watch()
+                if announce is not None and any(self._folder.glob("*.sock")):  # bound behind the port
+                    announce(self.port)
+                    announce = None
             return self._end()
+        except BaseException:
+            self._end()
+            raise
         finally:
             self._holders.close()
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -232,11 +242,9 @@ def run_server(settings: Settings, announce: Callable[[int], None]) -> int:
 
     Args:
         settings: see ``Settings``.
-        announce: called with the port once it is bound.
+        announce: called with the port once clients may connect.
     """
     if settings.workers == 1:
         run_process(settings, announce=announce)
         return 0
-    supervisor = Supervisor(settings)
-    announce(supervisor.port)
-    return supervisor.run()
+    return Supervisor(settings).run(announce)

@@ -285,6 +285,29 @@ def test_the_threads_end_where_nobody_can_be_told_the_port(tiny_folder):
     assert [thread for thread in threading.enumerate() if thread.name.startswith("decode")] == []
 
 
+@pytest.mark.parametrize("options", [(), ("--workers", 2)])
+def test_clients_may_connect_once_the_address_is_told(tiny_folder, options):
+    command = [ONEBEST, "serve", "--port", "0", "--model", tiny_folder, *options]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
+        may_connect = is_ready(port)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert may_connect
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", 2)])
+def test_nothing_runs_on_where_the_address_cannot_be_told(tiny_folder, options):
+    command = [ONEBEST, "serve", "--port", "0", "--model", tiny_folder, *options]
+    with (
+        open("/dev/full", "w") as full,
+        subprocess.Popen(list(map(str, command)), stdout=full, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        said = process.stderr.read()  # to its end, which a worker that runs on would keep away
+        assert process.wait(20) == 1
+        assert "No space left" in said
+
+
 class FailingProcess:
     """A worker that ends as soon as it is started, as one does that cannot bind a port."""
 
