@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onebest.errors import ConfigError
-from onebest.vocabulary import Vocabulary
+from onebest.vocabulary import Vocabulary, space_out
 
 FloatArray = npt.NDArray[np.float32]
 Phrases = Iterable[str] | Mapping[str, float]
@@ -46,6 +46,7 @@ class Hotwords:
     def __init__(self, vocabulary: Vocabulary, phrases: Phrases):
         self._tokens = [_fold(spelled) for spelled in vocabulary.spelled]
         self._speaks = vocabulary.speaks
+        self._spaces_out = vocabulary.is_byte_level
         self._by_first: dict[int, list[int]] = {}
         for token in np.flatnonzero(vocabulary.speaks):
             if self._tokens[token]:
@@ -82,7 +83,8 @@ class Hotwords:
 
     def _spell(self, phrase: str) -> bytes:
         """Return a phrase as tokens spell it: from a word's start, in a vocabulary that marks these."""
-        words = " ".join(phrase.lower().split())
+        spaced = space_out(phrase) if self._spaces_out else phrase
+        words = " ".join(spaced.lower().split())
         for spelled in (f" {words}".encode(errors="surrogatepass"), words.encode(errors="surrogatepass")):
             if self._can_spell(spelled):
                 return spelled

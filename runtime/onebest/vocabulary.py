@@ -98,6 +98,11 @@ def is_unspaced(text: str) -> bool:
     return bool(_UNSPACED.match(text))
 
 
+def space_out(text: str) -> str:
+    """Return a text with spaces around each Chinese and Japanese character, as byte-level pieces have it."""
+    return _UNSPACED.sub(" \\g<0> ", text)
+
+
 def starts_word(before: str, text: str) -> bool:
     """Return whether a text begins a word behind another; each unspaced character does."""
     return text.startswith(" ") or is_unspaced(text) or (is_unspaced(before[-1:]) and text[:1].isalnum())

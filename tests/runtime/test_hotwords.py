@@ -120,6 +120,15 @@ def test_a_character_of_several_byte_tokens():
     assert hear(frames, ["teé"]) == "teé"
 
 
+def test_byte_level_pieces_have_spaces_between_characters():
+    vocabulary = Vocabulary(("<blk>", "<unk>", "▁ƋţŅ", "▁ƌŋţ", "ƌŋţ", "▁a"))  # "你", "好" with and without
+    for phrase in ("你好", "你 好", "a你好"):
+        hotwords = Hotwords(vocabulary, [phrase])
+        node = hotwords.move(hotwords.move(ROOT, 5) if "a" in phrase else ROOT, 2)
+        assert hotwords.bonus(node)[3] == DEFAULT_WEIGHT
+        assert hotwords.bonus(node)[4] == 0
+
+
 def test_the_penalty_comes_on_top():
     frames = [frame("<blk>", "▁a", behind=1.0)]
     assert hear(frames, [], penalty=0.9) == ""
