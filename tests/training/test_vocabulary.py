@@ -39,9 +39,12 @@ def test_a_letter_never_seen_is_unknown(tokens: TextEncoder) -> None:
     assert 2 in tokens.encode("zebra")
 
 
-@pytest.mark.parametrize("texts", [[], ["abc"]])
-def test_too_little_text_is_refused(tmp_path: Path, texts: list[str]) -> None:
-    with pytest.raises(DataError, match="no vocabulary of 500 pieces"):
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [([], "no text to make a vocabulary of"), (["abc"], "no vocabulary of 500 pieces")],
+)
+def test_too_little_text_is_refused(tmp_path: Path, texts: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
         train_vocabulary(texts, tmp_path / "bpe.model", 500)
     assert not (tmp_path / "bpe.model").exists()
 

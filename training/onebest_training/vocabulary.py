@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import sentencepiece
@@ -19,10 +20,12 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
     Raises:
         DataError: the texts hold too little for so many pieces, or the file cannot be written.
     """
-    model = io.BytesIO()
+    model, sentences = io.BytesIO(), iter(texts)
+    if (first := next(sentences, None)) is None:
+        raise DataError("no text to make a vocabulary of. Expected at least one sentence.")
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=chain([first], sentences),
             model_writer=model,
             model_type="bpe",
             vocab_size=size,
