@@ -54,6 +54,9 @@ def run_process(
     allow_files(FILES_BESIDE + 2 * limits.clients + limits.handshakes)  # two for a client of another worker
     models = Models(settings.model, settings.chunk_ms, beam=settings.beam)
     asyncio.run(_serve(Server(settings, models, worker, peers), announce))
+    parent = multiprocessing.parent_process()
+    if peers is not None and parent is not None and not parent.is_alive():
+        shutil.rmtree(peers, ignore_errors=True)  # the supervisor was killed, and cannot
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -239,6 +239,14 @@ def test_nohup_keeps_it_running(tiny_folder, say, options):
         signal.signal(HANGUP, before)
 
 
+def test_nothing_is_left_of_a_supervisor_that_was_killed(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serve(tiny_folder, "--workers", 2) as (process, _):
+        wait_until(lambda: len(list(tmp_path.glob("onebest-*/*.sock"))) == 2)
+        process.kill()
+        wait_until(lambda: not list(tmp_path.glob("onebest-*")))
+
+
 @pytest.mark.parametrize("options", [(), ("--workers", 2)])
 def test_a_second_signal_does_not_wait(tiny_folder, say, options):
     with serve(tiny_folder, "--drain-seconds", 600, *options) as (process, port):
