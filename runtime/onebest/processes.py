@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import TypeVar
 
-from onebest.errors import OnebestError
+from onebest.errors import ConfigError
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -33,7 +33,7 @@ def map_in_processes(
         set_up: called in each of them first.
 
     Raises:
-        OnebestError: a process was killed; another error is one that the work raised.
+        ConfigError: a process was killed; another error is one that the work raised.
     """
     context = get_context("spawn")
     # Where this process is gone, or closes its end, the others find the end of the pipe.
@@ -42,7 +42,7 @@ def map_in_processes(
     try:
         yield from pool.map(work, items)
     except BrokenProcessPool as error:
-        raise OnebestError(
+        raise ConfigError(
             f"One of {count} processes was killed, perhaps because memory ran out. Ask for fewer of them."
         ) from error
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onebest import OnebestError
+from onebest import ConfigError
 from onebest.processes import map_in_processes
 
 SCRIPT = """
@@ -48,7 +48,7 @@ def test_results_come_in_order():
 
 
 def test_a_process_that_is_killed_is_not_waited_for():
-    with pytest.raises(OnebestError, match="One of 2 processes was killed"):
+    with pytest.raises(ConfigError, match="One of 2 processes was killed"):
         list(map_in_processes(double_or_die, [1, -1, 2], 2))
 
 
