@@ -352,6 +352,7 @@ class TestFile:
             server._limits = Limits(clients=0)
             await page.drop(speech)
             await page.until(f"{STATE} === 'Waiting'")
+            assert "you say" not in await page.evaluate(NOTICE)
             server._limits = Limits()
             await ready(page)
             return await page.evaluate(FINALS)

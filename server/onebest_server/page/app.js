@@ -118,10 +118,11 @@ function showConnection(connection) {
     return;
   }
   find("state").textContent = connection === "busy" ? "Waiting" : "Reconnecting";
+  const isFile = reading !== null;
   notice(
     connection === "busy"
-      ? "The server takes nobody now, as it is full or about to restart. Your turn comes; what you say meanwhile is kept."
-      : "The connection to the server is lost. Nothing you say is; it goes on when the server is back.",
+      ? `The server takes nobody now, as it is full or about to restart. Your turn comes${isFile ? "" : "; what you say meanwhile is kept"}.`
+      : `The connection to the server is lost. ${isFile ? "The recording" : "Nothing you say is; it"} goes on when the server is back.`,
   );
 }
 
