@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ STANDARD_INPUT = "-"
 _HEADERLESS = ".raw"
 #: Short blocks, for a text that is seen to grow, and long ones, for one that is not.
 BLOCK_SECONDS, LONG_BLOCK_SECONDS = 0.32, 5.12
+#: What libsndfile notes of a WAV file that has another number of bytes than its header says.
+_PROMISED = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+#: From here on a header only says that its program wrote to a pipe and could not know.
+_UNKNOWN_BYTES = 0x7FFF0000
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,12 @@ def _resampled(file: soundfile.SoundFile, name: str, seconds: float) -> Iterator
     if not read:
         raise AudioError(f"{name}: holds no audio (0 samples). Check how it was recorded or copied.")
     yield Block(resampler.finish(), read / rate, duration)
+    promised, found = map(int, match.groups()) if (match := _PROMISED.search(file.extra_info)) else (0, 0)
+    if found < promised < _UNKNOWN_BYTES:
+        raise AudioError(
+            f"{name}: holds {read / rate:.2f} s, {100 * found / promised:.0f} % of what its header says. Was "
+            "it copied whole?"
+        )
 
 
 def _read(file: soundfile.SoundFile, size: int, step: int) -> Iterator[FloatArray]:

@@ -134,6 +134,25 @@ def test_what_can_be_read_of_a_recording_comes_before_what_is_wrong(tmp_path, se
     assert heard == pytest.approx(samples[: len(heard)], abs=1e-4)
 
 
+def test_a_wav_file_that_was_not_copied_whole_is_read_and_reported(tmp_path):
+    soundfile.write(tmp_path / "a.wav", AUDIO, 16000, subtype="PCM_16")
+    content, blocks = (tmp_path / "a.wav").read_bytes(), []
+    (tmp_path / "a.wav").write_bytes(content[: -len(AUDIO)])
+    with pytest.raises(AudioError, match=r"a\.wav: holds \d\.\d+ s, 50 % of what its header says"):
+        blocks.extend(read_blocks(tmp_path / "a.wav"))
+    assert sum(map(len, blocks)) == len(AUDIO) // 2
+
+
+@pytest.mark.parametrize("promised", [0x7FFFF000, 0x80000000 - 36, 0xFFFFFFFF])
+def test_a_wav_file_from_a_pipe_promises_nothing(tmp_path, promised):
+    soundfile.write(tmp_path / "a.wav", AUDIO, 16000, subtype="PCM_16")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    size = content.index(b"data") + 4
+    content[size : size + 4] = promised.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(read(tmp_path / "a.wav")) == len(AUDIO)
+
+
 def test_samples_that_are_no_audio_are_named(tmp_path):
     for name, value, says in (("nan", np.nan, "nan"), ("inf", np.inf, "inf"), ("loud", 30000, "Divide by")):
         audio = AUDIO.copy()
