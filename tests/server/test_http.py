@@ -59,6 +59,7 @@ def test_an_answer_to_head_has_no_body(serving, path):
             writer.write(f"HEAD {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
             answer = await reader.read()
             writer.close()
+            await writer.wait_closed()
             return answer
 
     head, _, body = asyncio.run(run()).partition(b"\r\n\r\n")
