@@ -12,11 +12,13 @@ from tone_corpus import ToneCorpus, make_stage, tiny_config
 from torch import Tensor
 
 from onebest.cli import main
+from onebest.cuts import read_cuts
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training import trainer as trainer_module
 from onebest_training.checkpoint import Position, load, load_model, save_half
 from onebest_training.config import AugmentConfig, LossConfig, TrainConfig
 from onebest_training.decode import ErrorCount, Measured
+from onebest_training.features import SampleAugmentation, make_store
 from onebest_training.trainer import Trainer
 
 
@@ -157,6 +159,14 @@ def test_a_vocabulary_that_does_not_fit_is_refused(config: TrainConfig, tmp_path
         Trainer(replace(config, data=replace(config.data, tokens="gone.model")), tmp_path)
     with pytest.raises(ConfigError, match=r"has 16 pieces, but model.vocabulary_size is 17"):
         Trainer(replace(config, model=replace(config.model, vocabulary_size=17)), tmp_path)
+
+
+def test_background_sounds_of_another_front_end_are_refused(
+    config: TrainConfig, corpus: ToneCorpus, tmp_path: Path
+) -> None:
+    make_store(read_cuts(corpus.manifest), tmp_path / "sounds", SampleAugmentation(), front_end="samples")
+    with pytest.raises(ConfigError, match="sounds was made with --front-end 'samples'"):
+        Trainer(replace(config, data=replace(config.data, noise=str(tmp_path / "sounds"))), tmp_path / "run")
 
 
 def test_a_step_without_a_finite_gradient_is_left_out(

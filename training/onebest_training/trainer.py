@@ -23,7 +23,7 @@ from onebest.errors import ConfigError, ModelError
 from onebest_training import checkpoint as checkpoints
 from onebest_training.batches import Batch, PassDataset
 from onebest_training.checkpoint import Checkpoint, Position
-from onebest_training.config import StageConfig, TrainConfig
+from onebest_training.config import EncoderConfig, StageConfig, TrainConfig
 from onebest_training.decode import dev_batches, measure
 from onebest_training.delay import summarize
 from onebest_training.features import FeatureStore
@@ -85,6 +85,10 @@ class Trainer:
         self.utterances = load_training(config.data, self.tokens)
         check_delays(config.stages, self.utterances)
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
+        if self.noise:
+            self.noise.check_front_end(EncoderConfig())  # sounds are mixed into log-mel features alone
+        if self.noise:
+            self.noise.check_front_end(EncoderConfig())  # sounds are mixed into log-mel features alone
         dev = load_dev(config.data, self.tokens)
         self.front_end = self.front_end or self.utterances[0].store.front_end_digest
         for store in {u.store for u in self.utterances} | {u.store for u in chain(*dev.values())}:
