@@ -187,6 +187,13 @@ def test_a_step_without_a_finite_gradient_is_left_out(
     assert all(math.isfinite(value) for row in read_log(tmp_path) for value in row.values() if value != "a")
 
 
+def test_weights_that_are_not_finite_end_the_run(corpus: ToneCorpus, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config(corpus, make_stage("a", 3)), tmp_path)
+    torch.nn.init.constant_(trainer.model.ctc[3].weight, math.inf)
+    with pytest.raises(ModelError, match="step 0: the weights are not finite"):
+        trainer.run()
+
+
 def test_the_average_follows_the_weights(corpus: ToneCorpus, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config(corpus, make_stage("a", 3), average_decay=0.5), tmp_path)
     expected, name = trainer.model.state_dict()["ctc.3.weight"].clone(), "ctc.3.weight"

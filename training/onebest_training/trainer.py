@@ -132,6 +132,9 @@ class Trainer:
         """Train to the end of the last stage; ``progress`` is told the position and loss after every step.
 
         A run that is finished stays as it is, down to the bytes of its checkpoint, by which targets know it.
+
+        Raises:
+            ModelError: the weights are not finite, as first ones or as too high a learning rate made them.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         run_log = RunLog(self.folder, self.position.step) if self.processes.is_first else None
@@ -235,8 +238,16 @@ class Trainer:
             self.optimizer.step()
             self._update_average(step)
         else:
+            self._check_weights()
             log.warning("step %d: the gradient is not finite; the step is left out", step)
         return loss
+
+    def _check_weights(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise ModelError(
+                f"step {self.position.step}: the weights are not finite, and no step can change that. Begin "
+                "a new run with a lower learning rate, or with other first weights."
+            )
 
     def _losses(self, stage: StageConfig, batch: Batch, draw: int) -> dict[str, Tensor]:
         """Compute the losses of batch ``draw`` of the run, a number that decides all that is drawn."""
