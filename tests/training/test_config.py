@@ -143,6 +143,9 @@ def test_what_does_not_belong_is_refused(place: tuple[str | int, ...], value: An
         (ModelConfig, {"predictor_width": 6}, "predictor_width of 4, 8"),
         (ModelConfig, {"embedding_width": -1}, "embedding_width"),
         (SourceConfig, {"weights": {"a": -1.0}}, "weights of 0 or more"),
+        (SourceConfig, {"weights": {"a": float("inf")}}, "weights of 0 or more, and finite"),
+        (SourceConfig, {"default_weight": float("inf")}, "weights of 0 or more, and finite"),
+        (TrainConfig, {"seed": 2**64}, "a seed from 0 to 18446744073709551615"),
         (AugmentConfig, {"noise_snr_db": [9.0, 1.0]}, "from the lowest to the highest"),
         (AugmentConfig, {"noise_probability": 1.5}, "probabilities from 0 to 1"),
         (AugmentConfig, {"frequency_width": 81}, "frequency_width from 0 to 80"),
@@ -155,6 +158,11 @@ def test_impossible_values_are_refused(kind: type, values: dict[str, Any], messa
         StageConfig: {"name": "a", "steps": 1},
         BlockConfig: {"count": 1, "feed_forward": 8},
         SourceConfig: {"store": "a"},
+        TrainConfig: {
+            "model": {},
+            "data": {"train": [{"store": "a"}], "dev": "", "tokens": ""},
+            "stages": [{"name": "a", "steps": 1}],
+        },
     }
     with pytest.raises(ConfigError, match=f"here: expected .*{message}"):
         from_dict(kind, {**needed.get(kind, {}), **values}, "here")

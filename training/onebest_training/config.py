@@ -28,6 +28,8 @@ LOSSES = (
     "sequence",
     "embedding",
 )
+#: That torch takes.
+LARGEST_SEED = 2**64 - 1
 #: Those that look at the sound alone.
 LOSSES_WITHOUT_LABELS = ("self_distillation", "self_ctc", "embedding")
 
@@ -143,7 +145,8 @@ class SourceConfig:
     teacher_store: str = ""
 
     def __post_init__(self) -> None:
-        require(min(self.default_weight, *self.weights.values(), 1.0) >= 0, "weights of 0 or more")
+        weights = self.default_weight, *self.weights.values()
+        require(min(weights) >= 0 and max(weights) < math.inf, "weights of 0 or more, and finite")
         require(self.labels in LABELS, f"labels to be one of {', '.join(LABELS)}, not {self.labels!r}")
         require(self.labels != "teacher" or self.targets != "", "targets where labels are the teacher's")
         require(self.labels != "silence" or self.targets == "", "no targets where labels are silence")
@@ -424,7 +427,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(len(self.stages) > 0, "at least one stage")
-        require(self.seed >= 0, "a seed of 0 or more")
+        require(0 <= self.seed <= LARGEST_SEED, f"a seed from 0 to {LARGEST_SEED}")
         require(min(self.log_steps, self.evaluate_steps) > 0, "log_steps and evaluate_steps above 0")
         require(
             self.accumulation > 0 and self.keep_steps >= 0, "an accumulation above 0, keep_steps of 0 or more"

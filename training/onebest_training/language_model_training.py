@@ -21,6 +21,7 @@ from torch import Tensor
 
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training.checkpoint import write
+from onebest_training.config import LARGEST_SEED
 from onebest_training.language_model import (
     SENTENCE_EDGE,
     ContextConfig,
@@ -59,7 +60,7 @@ class Schedule:
             0 < self.learning_rate < math.inf and self.held_out > 1,
             "a learning_rate above 0, held_out above 1",
         )
-        require(self.seed >= 0, "a seed of 0 or more")
+        require(0 <= self.seed <= LARGEST_SEED, f"a seed from 0 to {LARGEST_SEED}")
 
 
 def train_language_model(
