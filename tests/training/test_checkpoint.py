@@ -89,6 +89,14 @@ def test_an_average_is_the_mean_of_the_models(tmp_path: Path, capsys: pytest.Cap
     assert (found.weights, found.optimizer, found.position, found.tokens) == ({}, {}, POSITION, b"tokens")
 
 
+def test_a_folder_to_write_into_is_missed_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("average", "prune"):
+        assert main([command, str(tmp_path / "a.pt"), "--output", str(tmp_path / "gone" / "b.pt")]) == 1
+        assert "gone: no such folder to write into. Make it first." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("option", "write"), [("--half", save_half), ("--int8", save_int8)])
 def test_a_mean_can_be_written_small(tmp_path: Path, option: str, write: Callable[..., None]) -> None:
     checkpoint, paths = make_checkpoint(), [tmp_path / name for name in ("whole.pt", "small.pt", "same.pt")]
