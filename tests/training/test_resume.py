@@ -238,3 +238,23 @@ def test_a_disk_too_full_for_the_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log.jsonl: cannot be written \(No space left on device\)"):
         RunLog(tmp_path, 1)
     assert len(read_log(tmp_path)) == 2
+
+
+def test_two_processes_do_not_train_in_one_folder(config: TrainConfig, tmp_path: Path) -> None:
+    code = """
+import pathlib, sys
+from onebest_training.runlog import alone_in
+with alone_in(pathlib.Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(DataError, match="another process trains in it"):
+            Trainer(config, tmp_path).run()
+        assert not (tmp_path / "checkpoint.pt").exists()
+        other.kill()
+    Trainer(config, tmp_path).run()
+    assert (tmp_path / "checkpoint.pt").exists()
