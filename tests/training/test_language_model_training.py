@@ -74,6 +74,12 @@ def test_too_little_text_is_refused() -> None:
         train_language_model(CONFIG, [[3], []], Schedule())
 
 
+@pytest.mark.parametrize(("learning_rate", "found"), [(30.0, "inf"), (1e30, "nan")])
+def test_a_model_that_learnt_nothing_is_refused(learning_rate: float, found: str) -> None:
+    with pytest.raises(ModelError, match=f"perplexity {found}. Lower the learning rate"):
+        train_language_model(CONTEXT_CONFIG, SENTENCES, Schedule(1, 100, learning_rate))
+
+
 class Killed(Exception):
     pass
 

@@ -88,7 +88,7 @@ def train_language_model(
     Raises:
         ConfigError: the checkpoint was begun with another model, other sentences or another schedule.
         DataError: there are too few sentences to hold one out, or the checkpoint cannot be written.
-        ModelError: the checkpoint cannot be read.
+        ModelError: the checkpoint cannot be read, or the perplexity is not finite.
     """
     filled = [sentence for sentence in sentences if sentence]
     held_out, taught = (
@@ -114,7 +114,10 @@ def train_language_model(
         if checkpoint and time.monotonic() - saved >= checkpoint_seconds:
             run.save(checkpoint)
             saved = time.monotonic()
-    return model.eval(), perplexity(model, held_out)
+    measured = perplexity(model.eval(), held_out)
+    if not math.isfinite(measured):
+        raise ModelError(f"the model has learnt nothing: perplexity {measured}. Lower the learning rate.")
+    return model, measured
 
 
 class _Run:
@@ -183,9 +186,13 @@ def _identity(model: LanguageModel, sentences: Sequence[Sequence[int]], schedule
 
 @torch.inference_mode()
 def perplexity(model: LanguageModel, sentences: Sequence[Sequence[int]]) -> float:
-    """Return the perplexity a token, the end of each sentence included."""
+    """Return the perplexity a token, the end of each sentence included; inf where it is no float64."""
     measured = [_loss(model, [sentence]) for sentence in sentences]
-    return math.exp(sum(float(total) for total, _ in measured) / sum(count for _, count in measured))
+    nats = sum(float(total) for total, _ in measured) / sum(count for _, count in measured)
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def _join(sentences: Sequence[Sequence[int]], most: int, rng: np.random.Generator) -> Sequence[Sequence[int]]:
