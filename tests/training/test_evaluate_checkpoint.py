@@ -187,6 +187,8 @@ def test_a_blank_penalty_and_a_language_model_of_others(
         (["--chunk-ms", "640", "--right-ms", "640"], "--right-ms below --chunk-ms, not 640"),
         (["--chunk-ms", "0", "--right-ms", "40"], "--right-ms below --chunk-ms, not 40"),
         (["--limit", "0"], "--limit above 0, not 0"),
+        (["--blank-penalty", "nan"], "--blank-penalty to be a finite number, not nan"),
+        (["--blank-penalty", "inf"], "--blank-penalty to be a finite number, not inf"),
         (["--threads", "-1"], "threads of 0 or more, not -1"),
     ],
 )

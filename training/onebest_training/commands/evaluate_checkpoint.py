@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -62,15 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest_training.decode import measure
     from onebest_training.parallel import set_threads
     from onebest_training.speech import BEGUN_ANEW, require_folder, writing
+    from onebest_training.strict import require
     from onebest_training.transducer import BLANK
 
     set_threads(arguments.threads)
+    penalty = arguments.blank_penalty
+    require(math.isfinite(penalty), f"--blank-penalty to be a finite number, not {penalty}")
     if arguments.json:
         require_folder(arguments.json)
     chunk, left, right = _frames(arguments)
     model, tokens, checkpoint = load_model(arguments.checkpoint)
     with torch.no_grad():
-        model.joiner.out.bias[BLANK] -= arguments.blank_penalty
+        model.joiner.out.bias[BLANK] -= penalty
     searches = _searches(arguments, model, tokens)
     corpora = _load(arguments, tokens, model.config.encoder, checkpoint.front_end)
     rows: list[dict[str, Any]] = []
