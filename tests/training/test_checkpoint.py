@@ -18,6 +18,7 @@ from onebest_training.checkpoint import (
     average_models,
     load,
     load_model,
+    misfit,
     run_config,
     save,
     save_half,
@@ -214,6 +215,17 @@ def test_weights_must_fit_the_configuration(tmp_path: Path) -> None:
     save(replace(make_checkpoint(), config={}), path)
     with pytest.raises(ModelError, match="the weights do not fit the configuration"):
         load_model(path)
+
+
+def test_of_many_weights_that_do_not_fit_the_first_is_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    for weights, found in (
+        ({}, 'Missing key(s) in state_dict: "weight"'),
+        ({**model.state_dict(), "a": torch.zeros(1)}, 'Unexpected key(s) in state_dict: "a"'),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            model.load_state_dict(weights)
+        assert misfit(caught.value) == found
 
 
 def test_a_run_configuration_of_another_version_is_refused() -> None:

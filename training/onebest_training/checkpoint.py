@@ -149,7 +149,8 @@ def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
 def misfit(error: Exception) -> str:
     """Return the first of the weights that do not fit, which torch lists in lines under a heading."""
     heading, *weights = str(error).splitlines()
-    return (weights or [heading])[0].strip().rstrip(".")
+    first, *others = (weights or [heading])[0].strip().rstrip(".").split('", "')
+    return first + '"' if others else first
 
 
 def model_alone(checkpoint: Checkpoint) -> Checkpoint:
