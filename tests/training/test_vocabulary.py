@@ -70,6 +70,11 @@ def test_the_command_reads_texts_plain_and_compressed(tmp_path: Path) -> None:
     assert all(tokens.decode(tokens.encode(text)) == text for text in TEXTS)
 
 
+def test_a_size_beyond_all_vocabularies_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no vocabulary of 2147483648 pieces"):
+        train_vocabulary(TEXTS, tmp_path / "bpe.model", 2**31)
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("\n".join(TEXTS))
     words = ["vocabulary", str(tmp_path / "a.txt"), "--size", "30", "--output"]

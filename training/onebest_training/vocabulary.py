@@ -38,7 +38,7 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
             input_sentence_size=1_000_000,
             minloglevel=1,
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # ValueError for a size beyond 32 bits
         raise DataError(f"no vocabulary of {size} pieces can be made of these texts: {error}") from error
     with writing(path, BEGUN_ANEW):
         path.write_bytes(model.getvalue())
