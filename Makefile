@@ -102,11 +102,12 @@ $(RESULTS)/pocketsphinx_wer.json: | $(STAMP)
 	$(BIN)/python benchmarks/pocketsphinx_wer.py $(DEV) --every 5 | tee $(RESULTS)/pocketsphinx_wer.tmp
 	tail -n 1 $(RESULTS)/pocketsphinx_wer.tmp > $@ && rm $(RESULTS)/pocketsphinx_wer.tmp
 
-# What the model card has beside the error rates. NOISE is a manifest of background sounds, ROOMS one of room responses.
+# What the model card has beside the error rates. NOISE is a manifest of background sounds, ROOMS one of room responses,
+# TARGETS a teacher's paths through the text of DEV.
 bench-model: $(STAMP)
-	@test -n "$(DEV)" -a -n "$(NOISE)" || { echo "make bench-model DEV=MANIFEST NOISE=MANIFEST [ROOMS=MANIFEST]" >&2; exit 1; }
+	@test -n "$(DEV)" -a -n "$(NOISE)" || { echo "make bench-model DEV=MANIFEST NOISE=MANIFEST [ROOMS=MANIFEST] [TARGETS=FOLDER]" >&2; exit 1; }
 	mkdir -p $(RESULTS)
-	$(BIN)/python benchmarks/emission.py $(DEV) | tee $(RESULTS)/emission.tmp
+	$(BIN)/python benchmarks/emission.py $(DEV) $(if $(TARGETS),--targets $(TARGETS)) | tee $(RESULTS)/emission.tmp
 	$(BIN)/python benchmarks/robustness.py $(DEV) --noise $(NOISE) $(if $(ROOMS),--rooms $(ROOMS)) | tee $(RESULTS)/robustness.tmp
 	$(BIN)/python benchmarks/noise_only.py $(NOISE) | tee $(RESULTS)/noise_only.tmp
 	$(BIN)/python benchmarks/long_audio.py $(DEV) | tee $(RESULTS)/long_audio.tmp

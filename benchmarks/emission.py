@@ -2,7 +2,7 @@
 
     python benchmarks/emission.py MANIFEST [--targets FOLDER] [--model DIR] [--limit N]
 
-The reference is what the model itself says offline, or with --targets a teacher's best paths from ``onebest
+References are what the model itself says offline, and with --targets a teacher's best paths from ``onebest
 targets``, which must have the model's vocabulary. Tokens are matched by edit distance. *Emission* is the
 distance of the encoder frames that emit a token; *shown* counts to the end of the chunk that holds the frame,
 plus what the encoder sees beyond it: when the token can be on a screen, but for the time of computing. The
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from onebest.results import FRAME_MS
 from onebest.targets import TargetStore
 
 CHUNKS_MS = {"320 ms": 320, "640 ms": 640, "1280 ms": 1280}
+OFFLINE, TEACHER = "the same model offline", "the teacher's path"
 
 
 def main() -> None:
@@ -34,34 +36,45 @@ def main() -> None:
     offline = Recognizer(arguments.model, chunk_ms=FULL_CONTEXT_MS)
     ids = {offline.bundle.vocabulary.spell(token): token for token in range(len(offline.bundle.vocabulary))}
     targets = TargetStore(arguments.targets) if arguments.targets else None
-    emitted: dict[str, list[int]] = defaultdict(list)
-    shown: dict[str, list[int]] = defaultdict(list)
+    delays: dict[tuple[str, str], Delays] = defaultdict(Delays)
     for cut, samples in read_speech(arguments.manifest, arguments.limit):
-        if targets is None:
-            reference = timed_tokens(offline.transcribe(samples).tokens, ids)
-        elif cut.id in targets:
-            reference = targets.paths(cut.id)[0].emissions
-        else:
-            continue
-        for name, recognizer in recognizers.items():
+        references = {OFFLINE: timed_tokens(offline.transcribe(samples).tokens, ids)}
+        if targets is not None and cut.id in targets:
+            references[TEACHER] = targets.paths(cut.id)[0].emissions
+        for latency, recognizer in recognizers.items():
             tokens = timed_tokens(recognizer.transcribe(samples).tokens, ids)
-            emitted[name] += matched_delays(reference, tokens)
             at_end = [TimedToken(token, show(frame, recognizer)) for token, frame in tokens]
-            shown[name] += matched_delays(reference, at_end)
+            for reference, expected in references.items():
+                delays[reference, latency].emitted += matched_delays(expected, tokens)
+                delays[reference, latency].shown += matched_delays(expected, at_end)
     rows = [
-        {"latency": name, "tokens": len(emitted[name]), **percentiles("emission", emitted[name])}
-        | percentiles("shown", shown[name])
-        for name in CHUNKS_MS
+        {"reference": reference, "latency": latency, "tokens": len(found.emitted), **found.percentiles()}
+        for (reference, latency), found in sorted(delays.items(), key=lambda item: item[0][0])
     ]
     for row in rows:
         print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items()))
-    print_result(
-        "emission",
-        arguments,
-        rows=rows,
-        reference="the teacher's path" if targets else "the same model offline",
-        summary={row["latency"]: {key: row[key] for key in row if key.endswith("_ms")} for row in rows},
-    )
+    print_result("emission", arguments, rows=rows, summary=summarise(rows))
+
+
+@dataclass
+class Delays:
+    """Delays of matched tokens in encoder frames: when they are emitted, and when they can be shown."""
+
+    emitted: list[int] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)
+
+    def percentiles(self) -> Results:
+        """Return medians and 90th percentiles in ms, None where no token was matched."""
+        return percentiles("emission", self.emitted) | percentiles("shown", self.shown)
+
+
+def summarise(rows: list[Results]) -> Results:
+    """Return the delays of rows by reference and latency."""
+    summary: Results = defaultdict(dict)
+    for row in rows:
+        delays = {key: row[key] for key in row if key.endswith("_ms")}
+        summary[row["reference"]][row["latency"]] = delays
+    return dict(summary)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -222,9 +222,9 @@ def kd_table(result: Results) -> str:
 
 def emission_table(result: Results) -> str:
     keys = [f"{kind}_p{part}_ms" for kind in ("emission", "shown") for part in (50, 90)]
-    rows = [[row["latency"], *(whole(row[key]) for key in keys)] for row in result["rows"]]
-    head = ["", "emitted, p50, ms", "p90, ms", "can be shown, p50, ms", "p90, ms"]
-    caption = f"Later than {result['reference']}; {model_note(result)}; {footnote(result)}."
+    rows = [[row["latency"], row["reference"], *(whole(row[key]) for key in keys)] for row in result["rows"]]
+    head = ["", "later than", "emitted, p50, ms", "p90, ms", "can be shown, p50, ms", "p90, ms"]
+    caption = f"{model_note(result)}; {footnote(result)}."
     return grid(head, rows) + "\n\n" + caption
 
 
@@ -321,7 +321,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-_OF_MODEL = "make bench-model DEV=MANIFEST NOISE=MANIFEST ROOMS=MANIFEST"
+_OF_MODEL = "make bench-model DEV=MANIFEST NOISE=MANIFEST ROOMS=MANIFEST TARGETS=FOLDER"
 #: What makes a result.
 COMMANDS = {
     "wer": "make bench-wer DEV=MANIFEST",

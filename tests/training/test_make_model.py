@@ -104,12 +104,13 @@ def test_whisper_base_comes_in_parts(tmp_path: Path) -> None:
 
 def test_a_result_is_the_last_line_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "emission.py").write_text("import sys\nprint('a table')\nprint(sys.argv[1:])\n")
-    (tmp_path / "bundle").mkdir()
+    for name in ("bundle", "dev-paths"):
+        (tmp_path / name).mkdir()
     monkeypatch.setattr(make_model, "BENCHMARKS", tmp_path)
     build = Build(tmp_path / "data", tmp_path, options={"emission": ("--limit", "1")})
     line = build.need("results/emission.json").read_text().replace("'", '"')
-    manifest, bundle = str(tmp_path / "data" / "dev.jsonl.gz"), str(tmp_path / "bundle")
-    assert json.loads(line) == [manifest, "--model", bundle, "--limit", "1"]
+    manifest, paths, bundle = (str(tmp_path / name) for name in ("data/dev.jsonl.gz", "dev-paths", "bundle"))
+    assert json.loads(line) == [manifest, "--targets", paths, "--model", bundle, "--limit", "1"]
 
 
 def test_a_small_model_from_manifests_to_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ TWINS: dict[str, tuple[str, int, dict[str, Any]]] = {
         {"steps": 1680, "learning_rate": 2.5e-4, "encoder_learning_rate": 1e-4, "decay_steps": 350},
     ),
 }
-#: The recipe of the run that comes after all others.
-MODEL = "levels"
+#: Recipes of the run that comes after all others, and of the teacher whose paths say when a token is due.
+MODEL, TEACHER = "levels", "teacher"
 #: What is exported: the bundle's folder, with its model, name and card. ``bundle`` goes into the wheel.
 BUNDLES = {
     "bundle": ("mean.pt", "onebest-en", "default-card.json"),
@@ -155,7 +155,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "--beside",
         "WORK/results/pocketsphinx_wer.json",
     ),
-    "emission": ("DATA/dev.jsonl.gz",),
+    "emission": ("DATA/dev.jsonl.gz", "--targets", "WORK/dev-paths"),
     "robustness": (
         "DATA/dev.jsonl.gz",
         "--noise",
@@ -326,6 +326,18 @@ class Build:
         workers = min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))
         onebest("prepare", manifest, path, "--speed", speed or "1.0", "--workers", workers, *options)
 
+    def frames(self, path: Path, part: str) -> None:
+        """Compute what the teacher's pre-trained encoder makes of every third cut of train, or of dev."""
+        manifest = self.need(f"{THIRD}.jsonl.gz") if part == "train" else self.data / f"{part}.jsonl.gz"
+        encoder = self.recipe(TEACHER)["model"]["encoder"]["pretrained"]
+        self.need(place_in(encoder).removeprefix(WORK))
+        onebest("prepare", manifest, path, "--front-end", moved(encoder, self.work))
+
+    def paths(self, path: Path) -> None:
+        """Store the teacher's best paths through the text of dev."""
+        teacher = self.need(f"{TEACHER}/checkpoint.pt")
+        onebest("targets", self.need("dev-frames"), path, "--teacher", teacher)
+
     def run(self, path: Path, name: str) -> None:
         """Train by a recipe, or finish that; all that it names in the work folder is made first."""
         from onebest_training.checkpoint import load
@@ -335,8 +347,8 @@ class Build:
 
         values = self.recipe(name)
         for found in strings(values):
-            if found.startswith(WORK):
-                self.need(found.removeprefix(WORK))
+            if (place := place_in(found)).startswith(WORK):
+                self.need(place.removeprefix(WORK))
         config = from_dict(TrainConfig, moved(values, self.work), name)
         if path.exists() and load(path).position.step == sum(stage.steps for stage in config.stages):
             return
@@ -452,6 +464,8 @@ RULES: dict[str, Callable[..., None]] = {
     r"unlabelled-others\.jsonl\.gz": Build.others,
     rf"({'|'.join(HALVES)})\.jsonl\.gz": Build.half,
     rf"{THIRD}\.jsonl\.gz": Build.third,
+    r"(train|dev)-frames": Build.frames,
+    r"dev-paths": Build.paths,
     r"voices": Build.voices,
     r"([\w-]+)\.speech": Build.speech,
     r"([a-z][a-z-]*)(?:-sp([\d.]+))?": Build.store,
@@ -481,14 +495,19 @@ def strings(value: object) -> Iterator[str]:
             yield from strings(each)
 
 
+def place_in(value: str) -> str:
+    """Return the path in a value, which may have the family of an encoder before it."""
+    return value.rpartition(":")[2]
+
+
 def moved(value: Any, work: Path) -> Any:
     """Return plain values in which the work folder is this one."""
     if isinstance(value, dict):
         return {key: moved(each, work) for key, each in value.items()}
     if isinstance(value, list):
         return [moved(each, work) for each in value]
-    if isinstance(value, str) and value.startswith(WORK):
-        return str(work / value.removeprefix(WORK))
+    if isinstance(value, str) and (place := place_in(value)).startswith(WORK):
+        return value.removesuffix(place) + str(work / place.removeprefix(WORK))
     return value
 
 

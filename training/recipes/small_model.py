@@ -93,6 +93,8 @@ def shrink(values: dict[str, Any]) -> None:
     if "embedding_width" in values["model"]:
         values["model"]["embedding_width"] = WIDTH
     values["model"]["encoder"] |= {"width": WIDTH, "heads": HEADS, "position_period": 60, "blocks": blocks}
+    if "pretrained" in values["model"]["encoder"]:
+        values["model"]["encoder"]["inputs"] = 2 * WIDTH
     values["data"] |= {"batch_seconds": BATCH_SECONDS, "tail_frames": 20}
     for stage in values["stages"]:
         stage["steps"] = min(stage["steps"], STEPS)
