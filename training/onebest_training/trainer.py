@@ -88,8 +88,6 @@ class Trainer:
         self.noise = FeatureStore(Path(config.data.noise)) if config.data.noise else None
         if self.noise:
             self.noise.check_front_end(EncoderConfig())  # sounds are mixed into log-mel features alone
-        if self.noise:
-            self.noise.check_front_end(EncoderConfig())  # sounds are mixed into log-mel features alone
         dev = load_dev(config.data, self.tokens)
         self.front_end = self.front_end or self.utterances[0].store.front_end_digest
         for store in {u.store for u in self.utterances} | {u.store for u in chain(*dev.values())}:
