@@ -1,6 +1,5 @@
 """Work of several processes: in order, told from a process that was killed, none left behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from process_work import double_or_die
 
 from onebest import ConfigError
 from onebest.processes import map_in_processes
@@ -15,24 +15,11 @@ from onebest.processes import map_in_processes
 SCRIPT = """
 import sys
 sys.path.append({folder!r})
-from test_processes import write_pid_and_sleep
+from process_work import write_pid_and_sleep
 from onebest.processes import map_in_processes
 if __name__ == "__main__":
     list(map_in_processes(write_pid_and_sleep, [{pid!r}], 1))
 """
-
-
-def double_or_die(number: int) -> int:
-    if number < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
-
-
-def write_pid_and_sleep(path: str) -> None:
-    partial = Path(path + ".partial")
-    partial.write_text(str(os.getpid()))
-    partial.rename(path)
-    time.sleep(600)
 
 
 def is_running(pid: int) -> bool:

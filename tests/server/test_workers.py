@@ -44,17 +44,22 @@ def _logging_as_before():
 
 
 @contextlib.contextmanager
-def serve(model, *options):
-    """Run the command; give the process and its port once it is ready."""
+def serve(model, *options, hangup=signal.SIG_DFL):
+    """Run the command with that handler of SIGHUP; give the process and its port once it is ready."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [ONEBEST, "serve", "--port", "0", "--model", model, *options]
-    with subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
+    before = signal.signal(signal.SIGHUP, hangup)  # what this process ignores a new one ignores too
+    try:
+        started = subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with started as process:
         try:
             port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
             wait_until(lambda: is_ready(port))
@@ -221,22 +226,18 @@ def test_workers_drain_on_a_signal(tiny_folder, say, number, all_told):
 
 @pytest.mark.parametrize("options", [(), ("--workers", 2)])
 def test_nohup_keeps_it_running(tiny_folder, say, options):
-    before = signal.signal(HANGUP, signal.SIG_IGN)  # children have it ignored too
-    try:
-        with serve(tiny_folder, *options) as (process, port):
+    with serve(tiny_folder, *options, hangup=signal.SIG_IGN) as (process, port):
 
-            async def run():
-                connection, _ = await start(port)
-                for told in (process.pid, *workers_of(process)):
-                    os.kill(told, HANGUP)
-                return await finish(connection, AUDIO)
+        async def run():
+            connection, _ = await start(port)
+            for told in (process.pid, *workers_of(process)):
+                os.kill(told, HANGUP)
+            return await finish(connection, AUDIO)
 
-            assert asyncio.run(run()) == say(AUDIO)
-            assert is_ready(port)
-            process.terminate()
-            assert process.wait(20) == 0
-    finally:
-        signal.signal(HANGUP, before)
+        assert asyncio.run(run()) == say(AUDIO)
+        assert is_ready(port)
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_nothing_is_left_of_a_supervisor_that_was_killed(tiny_folder, tmp_path, monkeypatch):

@@ -1,0 +1,19 @@
+"""Work for other processes, which import it by this module's name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def double_or_die(number: int) -> int:
+    if number < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def write_pid_and_sleep(path: str) -> None:
+    partial = Path(path + ".partial")
+    partial.write_text(str(os.getpid()))
+    partial.rename(path)
+    time.sleep(600)
