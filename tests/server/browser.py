@@ -136,7 +136,7 @@ class Page:
 
     async def press(self, key, text=""):
         """Press a key."""
-        code = {"Tab": 9, "Enter": 13}[key]
+        code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
         fields = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         await self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **fields)
         await self.call("Input.dispatchKeyEvent", type="keyUp", **fields)

@@ -387,13 +387,14 @@ class TestToken:
 
         visit(devtools, talk, before, tokens=("secret",))
 
-    def test_is_not_given(self, devtools, speech):
+    @pytest.mark.parametrize("by", ["button", "key"])
+    def test_is_not_given(self, devtools, speech, by):
         """Then the files that waited are given up too, and not read with the next one."""
 
         async def talk(server, page):
             await page.drop(speech, SAMPLE)
             await page.until("document.querySelector('#token-dialog').open")
-            await page.click("#cancel")
+            await (page.click("#cancel") if by == "button" else page.press("Escape"))
             await page.until("!document.querySelector('#token-dialog').open")
             await page.drop(speech)
             await page.until("document.querySelector('#token-dialog').open")

@@ -287,13 +287,15 @@ function askForToken(again) {
   find("token-dialog").showModal();
 }
 
-find("cancel").addEventListener("click", () => find("token-dialog").close());
+// A dialog's "close" comes a little after it; a file may have been dropped in between.
+find("cancel").addEventListener("click", () => {
+  waiting = [];
+  find("token-dialog").close();
+});
+find("token-dialog").addEventListener("cancel", () => (waiting = [])); // the Escape key
 
 find("token-dialog").addEventListener("close", () => {
-  if (find("token-dialog").returnValue !== "use") {
-    waiting = [];
-    return;
-  }
+  if (find("token-dialog").returnValue !== "use") return;
   problem("");
   token = find("token").value.trim();
   sessionStorage.setItem("token", token);
