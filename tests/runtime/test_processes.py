@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from process_work import double_or_die
+from process_work import double_or_die, is_running
 
 from onebest import ConfigError
 from onebest.processes import map_in_processes
@@ -20,14 +20,6 @@ from onebest.processes import map_in_processes
 if __name__ == "__main__":
     list(map_in_processes(write_pid_and_sleep, [{pid!r}], 1))
 """
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def test_results_come_in_order():
@@ -47,7 +39,7 @@ def test_an_error_of_the_work_is_raised():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_the_one_that_started_them(tmp_path, number):
     pid, script = tmp_path / "pid", tmp_path / "script.py"
-    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), pid=str(pid)))
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parents[1]), pid=str(pid)))
     with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as process:
         while not pid.exists():
             assert process.poll() is None

@@ -13,6 +13,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from kd_tasks import Task, run_tasks
+from process_work import is_running
 
 NEEDS = {"d": ("b", "c"), "b": ("a",), "c": ("a",), "a": (), "e": ()}
 
@@ -61,22 +62,15 @@ import sys
 from functools import partial
 sys.path.append({folder!r})
 from kd_tasks import Task, run_tasks
-from test_kd_tasks import write_pid_and_sleep
+from process_work import write_pid_and_sleep
 if __name__ == "__main__":
     run_tasks([Task("a", (), partial(write_pid_and_sleep, {pid!r}))], 2, print)
 """
 
 
-def write_pid_and_sleep(path: str) -> None:
-    partial = Path(path + ".partial")
-    partial.write_text(str(os.getpid()))
-    partial.rename(path)
-    time.sleep(600)
-
-
 def test_jobs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     pid, script = tmp_path / "pid", tmp_path / "sleepers.py"
-    script.write_text(SLEEPERS.format(folder=str(Path(__file__).parent), pid=str(pid)))
+    script.write_text(SLEEPERS.format(folder=str(Path(__file__).parents[1]), pid=str(pid)))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks")}
     with subprocess.Popen([sys.executable, str(script)], env=environment) as process:
         while not pid.exists():
@@ -87,11 +81,3 @@ def test_jobs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         process.kill()
     while is_running(job):
         time.sleep(0.1)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
