@@ -48,8 +48,9 @@ def main() -> None:
                 delays[reference, latency].emitted += matched_delays(expected, tokens)
                 delays[reference, latency].shown += matched_delays(expected, at_end)
     rows = [
-        {"reference": reference, "latency": latency, "tokens": len(found.emitted), **found.percentiles()}
-        for (reference, latency), found in sorted(delays.items(), key=lambda item: item[0][0])
+        {"reference": reference, "latency": latency, **delays[reference, latency].summarise()}
+        for reference in (OFFLINE, *([TEACHER] if targets else []))
+        for latency in CHUNKS_MS
     ]
     for row in rows:
         print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items()))
@@ -63,9 +64,10 @@ class Delays:
     emitted: list[int] = field(default_factory=list)
     shown: list[int] = field(default_factory=list)
 
-    def percentiles(self) -> Results:
-        """Return medians and 90th percentiles in ms, None where no token was matched."""
-        return percentiles("emission", self.emitted) | percentiles("shown", self.shown)
+    def summarise(self) -> Results:
+        """Return how many there are, medians and 90th percentiles in ms, None where no token was matched."""
+        delays = percentiles("emission", self.emitted) | percentiles("shown", self.shown)
+        return {"tokens": len(self.emitted), **delays}
 
 
 def summarise(rows: list[Results]) -> Results:
