@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -127,13 +128,18 @@ def compare_decoding(model: dict, clip: str, threads: int, count: int, repeats: 
 
 
 def compare_cold_starts(model: dict, folder: str, repeats: int) -> tuple[dict, dict]:
-    """Return the seconds of whole processes on the short clip, and their peak memory in MB, medians."""
+    """Return the seconds of whole processes on the short clip, and their peak memory in MB, medians.
+
+    The first run of each does not count: it reads the disk and writes the bytecode, which installed
+    packages have.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     onebest = str(Path(sys.executable).with_name("onebest"))
     ours = [onebest, "transcribe", "--model", model["folder"], f"{folder}/cold.wav"]
     words = sides(model, f"{folder}/cold", 1, 1)[1]
     theirs = [sys.executable, "-c", SHERPA + "print(decode())", *words]
     runs = [(run_process(ours), run_process(theirs)) for _ in range(repeats + 1)]
-    del runs[0]  # it read the disk
+    del runs[0]
     pair = Pair([ours[0] for ours, _ in runs], [theirs[0] for _, theirs in runs])
     return pair.summarise(), {
         "onebest": statistics.median(ours[1] for ours, _ in runs),

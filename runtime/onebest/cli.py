@@ -68,8 +68,14 @@ def _find_module(name: str) -> str | None:
     """Return the module of a command: the runtime's own without a look at all that is installed."""
     own = f"onebest.commands.{name}"
     if name.isalpha() and find_spec(own):
+        _spare_threads()
         return own
     return _installed_modules().get(name)
+
+
+def _spare_threads() -> None:
+    """Have NumPy start no threads: they spin while it loads, and large products are the model's alone."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _installed_modules() -> dict[str, str]:

@@ -247,6 +247,7 @@ class Stream:
         self._gate = gate
         #: The gate opens and shuts between chunks.
         self._chunks_a_step = 1 if gate else recognizer.bundle.chunks_a_call
+        self._fewest_chunks_together = recognizer.bundle.fewest_chunks_together
         self._encoder_frames = 0
         #: Encoder frame of the last token since the stream began, or began anew.
         self._last_token: int | None = None
@@ -378,9 +379,8 @@ class Stream:
     @property
     def next_window_frames(self) -> int:
         """Feature frames of the window that waits."""
-        bundle, waiting = self.recognizer.bundle, self.waiting_chunks
-        together = waiting >= bundle.fewest_chunks_together
-        steps, sizes = min(waiting, self._chunks_a_step) if together else 1, bundle.sizes
+        sizes, waiting = self.recognizer.bundle.sizes, self.waiting_chunks
+        steps = min(waiting, self._chunks_a_step) if waiting >= self._fewest_chunks_together else 1
         return min(self._waiting_frames, steps * sizes.chunk_frames + sizes.pad_frames)
 
     def next_window(self) -> FloatArray:
@@ -431,6 +431,7 @@ class Stream:
         return self._waiting[0]
 
     def _advance(self) -> None:
+        self._fewest_chunks_together = 2  # no other stream is there to share a call with
         while self.ready:
             self.recognizer.advance([self])
 

@@ -179,6 +179,27 @@ def test_one_stream_alone_never_loads_it(int8_bundle):
     assert "_graph" in vars(recognizer.bundle.streams)
 
 
+def test_one_stream_alone_takes_what_waits_together(int8_bundle, monkeypatch):
+    recognizer, made = Recognizer(int8_bundle), []
+    encode, chunk = type(recognizer.bundle).encode, recognizer.bundle.sizes.chunk_frames
+
+    def note(bundle, windows, states):
+        made.append((len(windows), (windows.shape[1] - bundle.sizes.pad_frames) // chunk))
+        return encode(bundle, windows, states)
+
+    monkeypatch.setattr(type(recognizer.bundle), "encode", note)
+    audio = np.zeros((2 * chunk + recognizer.bundle.sizes.pad_frames) * 160 + 400, np.float32)
+    alone = recognizer.stream()
+    alone.accept(audio)
+    assert made == [(1, 2)]
+    made.clear()
+    streams = [recognizer.stream() for _ in range(2)]
+    for stream in streams:
+        stream.push(audio)
+    recognizer.advance(streams)
+    assert made == [(2, 1)]
+
+
 def test_its_weights_are_the_encoder_s(int8_bundle):
     graph = onnx.load(str(int8_bundle / "streams.int8.onnx"), load_external_data=False).graph
     shared = [item for item in graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]

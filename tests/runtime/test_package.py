@@ -1,6 +1,7 @@
 """What the package promises from outside: its names, and that it stays light."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,17 @@ def test_python_runs_the_command_by_the_package_s_name():
     done = subprocess.run([sys.executable, "-m", "onebest", "inspect"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "onebest-en" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads where Linux lists them")
+@pytest.mark.parametrize(("choice", "expected"), [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2)])
+def test_a_command_starts_no_threads_of_numpy_s_unless_told(choice, expected):
+    code = (
+        "import os; from onebest import cli; cli._find_module('transcribe'); "
+        "import numpy; print(len(os.listdir('/proc/self/task')))"
+    )
+    rest = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**rest, **choice}, capture_output=True, check=True
+    )
+    assert int(done.stdout) == min(expected, len(os.sched_getaffinity(0)))
