@@ -229,6 +229,7 @@ class TestMicrophone:
         [
             ("NotAllowedError", "is not allowed for this page"),
             ("NotFoundError", "No microphone was found"),
+            ("OverconstrainedError", "No microphone was found"),
             ("NotReadableError", "Another program may have it"),
             (None, "over HTTPS or from this machine"),
         ],
@@ -248,6 +249,22 @@ class TestMicrophone:
             return await page.evaluate(PROBLEM)
 
         assert problem in visit(devtools, talk, script)
+
+    def test_a_browser_whose_sound_never_starts(self, devtools):
+        script = """
+        AudioContext.prototype.resume = () => new Promise(() => {});
+        const wait = setTimeout;
+        window.setTimeout = (call, milliseconds) => wait(call, milliseconds / 100);
+        """
+
+        async def talk(server, page):
+            await page.click("#record")
+            await page.until(f"{PROBLEM} !== ''")
+            return await page.evaluate(PROBLEM), await page.evaluate(STATE)
+
+        problem, state = visit(devtools, talk, script)
+        assert "sound does not start" in problem
+        assert state == "Ready"
 
 
 class TestFile:

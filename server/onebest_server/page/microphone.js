@@ -3,14 +3,20 @@
 /** A microphone that cannot be used; the message is for the person. */
 export class MicrophoneError extends Error {}
 
+const NONE = "No microphone was found. Connect one and try again, or open a recording.";
 const REASONS = {
   NotAllowedError:
     "The microphone is not allowed for this page. Allow it in the browser's site settings, then try again.",
-  NotFoundError: "No microphone was found. Connect one and try again, or open a recording.",
+  NotFoundError: NONE,
+  OverconstrainedError: NONE, // as WebKit has it
   NotReadableError: "The microphone cannot be used now. Another program may have it.",
 };
 // The recogniser was trained on sound as it is.
 const SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+
+/** Browsers that find nothing to play sound on, as Firefox, may begin no recording either, and do not say so. */
+const MOST_START_SECONDS = 10;
+const NO_START = "The browser's sound does not start. Connect something that plays sound, or open a recording.";
 
 /**
  * Open the microphone. To be called from a click, which browsers ask for.
@@ -27,10 +33,11 @@ export async function openMicrophone(onSamples, onLost) {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: SOUND });
     await context.audioWorklet.addModule("recorder.js");
-    await context.resume();
+    await within(MOST_START_SECONDS, context.resume());
   } catch (error) {
     stream?.getTracks().forEach((track) => track.stop());
     await context.close();
+    if (error instanceof MicrophoneError) throw error;
     throw new MicrophoneError(REASONS[error.name] ?? `The microphone cannot be used: ${error.message}`);
   }
   const recorder = new AudioWorkletNode(context, "recorder", { channelCount: 1, channelCountMode: "explicit" });
@@ -54,4 +61,9 @@ export async function openMicrophone(onSamples, onLost) {
       await context.close();
     },
   };
+}
+
+function within(seconds, started) {
+  const late = new Promise((_, reject) => setTimeout(() => reject(new MicrophoneError(NO_START)), seconds * 1000));
+  return Promise.race([started, late]);
 }
