@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,3 +49,21 @@ def as_toml(value: Any) -> str:
 def write_toml(config: TrainConfig, path: Path) -> Path:
     path.write_text("".join(f"{name} = {as_toml(value)}\n" for name, value in asdict(config).items()))
     return path
+
+
+@contextmanager
+def another_process_in(folder: Path) -> Iterator[None]:
+    """One that writes into a folder, until it is killed at the end."""
+    code = """
+import pathlib, sys
+from onebest_training.speech import alone_in
+with alone_in(pathlib.Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        yield
+        process.kill()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment
+from runs import another_process_in
 from tone_corpus import RATE, FloatArray, ToneCorpus, speak
 
 from onebest.cli import main
@@ -127,6 +128,17 @@ def test_a_full_disk_is_named(corpus: ToneCorpus, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"store: cannot be written \(No space left on device\). Make room"):
         make_store(list(read_cuts(corpus.manifest))[:2], tmp_path / "store", SampleAugmentation())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_make_one_store(corpus: ToneCorpus, tmp_path: Path) -> None:
+    cuts = list(read_cuts(corpus.manifest))[:2]
+    with another_process_in(tmp_path / "store.partial"):
+        with pytest.raises(DataError, match=r"store\.partial: another process writes into it"):
+            make_store(cuts, tmp_path / "store", SampleAugmentation())
+        assert [path.name for path in tmp_path.rglob("*")] == ["store.partial", "lock"]
+    make_store(cuts, tmp_path / "store", SampleAugmentation())
+    files = {"cuts.jsonl.gz", "features.f16", "store.json"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"store", *files}
 
 
 def test_no_cuts_make_no_store(tmp_path: Path) -> None:

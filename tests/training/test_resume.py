@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import KilledError, Row, read_log, stop_after, write_toml
+from runs import KilledError, Row, another_process_in, read_log, stop_after, write_toml
 
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest_training.checkpoint import Checkpoint, load
@@ -241,20 +241,16 @@ def test_a_disk_too_full_for_the_log_is_named(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_in_one_folder(config: TrainConfig, tmp_path: Path) -> None:
-    code = """
-import pathlib, sys
-from onebest_training.runlog import alone_in
-with alone_in(pathlib.Path(sys.argv[1])):
-    print("in", flush=True)
-    sys.stdin.read()
-"""
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "in\n"
-        with pytest.raises(DataError, match="another process trains in it"):
+    with another_process_in(tmp_path):
+        with pytest.raises(DataError, match="another process writes into it"):
             Trainer(config, tmp_path).run()
         assert not (tmp_path / "checkpoint.pt").exists()
-        other.kill()
     Trainer(config, tmp_path).run()
     assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_run_in_place_of_a_file_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    for folder in (tmp_path / "run", tmp_path / "run" / "inside"):
+        with pytest.raises(DataError, match=f"{folder}: no folder can be made there"):
+            Trainer(config, folder).run()

@@ -38,7 +38,7 @@ from onebest.processes import map_in_processes
 from onebest_training.config import EncoderConfig
 from onebest_training.encoder import FRAMES_PER_SECOND, PAD_FRAMES, SUBSAMPLING
 from onebest_training.pretrained import PretrainedEncoder, embed_stacked, open_encoder
-from onebest_training.speech import BEGUN_ANEW, in_order, writing
+from onebest_training.speech import BEGUN_ANEW, alone_in, in_order, writing
 
 FeatureArray = npt.NDArray[np.float16]
 #: Front end of a store that holds samples, for a pre-trained encoder that trains along.
@@ -237,8 +237,8 @@ def make_store(
 
     Raises:
         ConfigError: the front end is none.
-        DataError: there are no cuts, two have the same name, a recording cannot be used, or the store cannot
-            be written.
+        DataError: there are no cuts, two have the same name, a recording cannot be used, another process
+            makes the store, or it cannot be written.
         ModelError: the front end's encoder cannot be read.
     """
     ordered = in_order(cuts)
@@ -250,14 +250,14 @@ def make_store(
         (list(group), augmentation, front_end)
         for _, group in groupby(ordered, key=lambda cut: cut.recording.id)
     ]
-    with writing(folder, BEGUN_ANEW), ExitStack() as failure:
-        partial.mkdir(parents=True, exist_ok=True)
+    with writing(folder, BEGUN_ANEW), alone_in(partial) as lock, ExitStack() as failure:
         failure.callback(shutil.rmtree, partial, ignore_errors=True)
         done, frames = _write_features(_in_processes(jobs, workers), partial / "features.f16", progress)
         CutSet.from_cuts(_at_speed(cut, augmentation.speed) for cut in done).to_file(
             partial / "cuts.jsonl.gz"
         )
         (partial / "store.json").write_text(json.dumps({"front_end": description, "frames": frames}))
+        lock.unlink()
         partial.rename(folder)
         failure.pop_all()
 

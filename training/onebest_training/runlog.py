@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -42,39 +39,6 @@ def corpus_and_chunk(key: str) -> tuple[str, int]:
     """Return the corpus and the frames a chunk of a measure's name, "wer/CORPUS/CHUNK"."""
     corpus, _, chunk = key.partition("/")[2].rpartition("/")
     return corpus, int(chunk)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a run's folder; the end of this one lets them in, a kill as well.
-
-    A file system without locks keeps nobody out.
-
-    Raises:
-        DataError: another process trains in it, or it cannot be written into.
-    """
-    path = folder / "lock"
-    with writing(path):
-        path.touch()
-    with open(path, "ab") as file:
-        if _is_held(file):
-            raise DataError(
-                f"{folder}: another process trains in it. Wait for its end, or give another folder."
-            )
-        yield
-
-
-def _is_held(file: IO[bytes]) -> bool:
-    """Lock a file, or say that another process has; those that load batches do not inherit the lock."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    return False
 
 
 class RunLog:

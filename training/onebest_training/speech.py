@@ -5,12 +5,15 @@ Axis legend: S samples.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from onebest.cuts import Cut, load_cuts, sort_cuts, spoken_text
 from onebest.errors import ConfigError, DataError
@@ -77,6 +80,18 @@ def require_folder(path: Path) -> None:
         raise DataError(f"{path.parent}: no such folder to write into. Make it first.")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder to write into, where there is none yet.
+
+    Raises:
+        DataError: it cannot be made, for instance because a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: no folder can be made there ({error.strerror}). Name another.") from error
+
+
 KEPT = "What is done is kept: make room and call again."
 BEGUN_ANEW = "Make room and call again."
 
@@ -111,6 +126,44 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         if partial.is_file():
             partial.unlink()
         raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """Keep other processes from writing into a folder; the end of this one lets them in, a kill as well.
+
+    The folder is made where there is none. A file system without locks keeps nobody out.
+
+    Yields:
+        The file in it that is locked.
+
+    Raises:
+        DataError: another process writes into it, or it cannot be written into.
+    """
+    make_folder(folder)
+    path = folder / "lock"
+    with writing(path):
+        path.touch()
+    if sys.platform == "win32":
+        yield path
+        return
+    with open(path, "ab") as file:
+        if _is_held(file):
+            raise DataError(
+                f"{folder}: another process writes into it. Wait for its end, or give another folder."
+            )
+        yield path
+
+
+def _is_held(file: IO[bytes]) -> bool:
+    """Lock a file, or say that another process has; those that load batches do not inherit the lock."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
 
 
 @contextmanager

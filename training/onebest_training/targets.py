@@ -24,7 +24,7 @@ from onebest.targets import (
     shard_path,
 )
 from onebest.vocabulary import BLANK
-from onebest_training.speech import replace_file, writing
+from onebest_training.speech import make_folder, replace_file, writing
 
 __all__ = [
     "BLANK",
@@ -46,8 +46,8 @@ def write_description(description: Description, folder: Path) -> None:
         DataError: the folder was begun with another one, or cannot be written.
     """
     path = folder / DESCRIPTION
+    make_folder(folder)
     with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             replace_file(path, json.dumps(dataclasses.asdict(description), indent=1).encode())
     found = Description.read(folder)

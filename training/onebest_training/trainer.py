@@ -32,7 +32,8 @@ from onebest_training.frozen_teacher import load_teachers
 from onebest_training.losses import compute_losses
 from onebest_training.outputs import labels_fit
 from onebest_training.parallel import Processes
-from onebest_training.runlog import Means, RunLog, alone_in
+from onebest_training.runlog import Means, RunLog
+from onebest_training.speech import alone_in
 from onebest_training.start import read_tokens, start_encoder, start_model
 from onebest_training.strict import to_dict
 from onebest_training.transducer import Transducer
@@ -133,10 +134,9 @@ class Trainer:
         A run that is finished stays as it is, down to the bytes of its checkpoint, by which targets know it.
 
         Raises:
-            DataError: another process trains in the folder, or a file cannot be written.
+            DataError: another process writes into the folder, or a file cannot be written.
             ModelError: the weights are not finite, as first ones or as too high a learning rate made them.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder) if self.processes.is_first else nullcontext():
             self._run_stages(progress)
 
