@@ -217,6 +217,14 @@ def test_weights_must_fit_the_configuration(tmp_path: Path) -> None:
         load_model(path)
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path, average = tmp_path / "checkpoint.pt", Transducer(ModelConfig()).state_dict()
+    average["joiner.out.bias"][3] = float("nan")
+    save(replace(make_checkpoint(), config={"model": to_dict(ModelConfig())}, average=average), path)
+    with pytest.raises(ModelError, match=r"joiner\.out\.bias is not finite"):
+        load_model(path)
+
+
 def test_of_many_weights_that_do_not_fit_the_first_is_named() -> None:
     model = torch.nn.Linear(2, 2)
     for weights, found in (

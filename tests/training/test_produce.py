@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet
+from runs import another_process_in
 from tone_corpus import ToneCorpus
 
 from onebest.cli import main
@@ -238,14 +239,34 @@ def test_impossible_options_are_refused(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("labels", ["text", "search"])
 def test_a_teacher_that_gives_no_numbers_is_refused_at_the_first_cut(
-    production: Production, tmp_path: Path
+    production: Production, tmp_path: Path, labels: str
 ) -> None:
     teacher = torch.load(production.teacher, weights_only=True)
-    teacher["average"]["joiner.out.bias"][3] = float("nan")
+    teacher["average"]["encoder.stem.conv1.bias"].fill_(1e30)  # finite, but not what it makes of speech
+    teacher["average"]["encoder.stem.conv2.weight"].fill_(1e30)
     torch.save(teacher, tmp_path / "teacher.pt")
-    with pytest.raises(DataError, match=r"cut train-\d+: a log-probability is not a number"):
-        produce(replace(production, teacher=tmp_path / "teacher.pt"), tmp_path / "store")
+    damaged = replace(production, teacher=tmp_path / "teacher.pt", labels=labels)
+    with pytest.raises(DataError, match=r"cut train-\d+: what the teacher makes of it is not finite"):
+        produce(damaged, tmp_path / "store")
+
+
+def test_targets_of_no_cut_are_an_error(corpus: ToneCorpus, production: Production, tmp_path: Path) -> None:
+    manifest = changed_manifest(corpus, tmp_path, dict.fromkeys(range(48), "1984!"))
+    with pytest.raises(DataError, match="not one of 48 cuts got a target"):
+        produce(replace(production, source=manifest), tmp_path / "store")
+
+
+def test_two_processes_do_not_make_targets_in_one_folder(
+    production: Production, whole: Path, tmp_path: Path
+) -> None:
+    with another_process_in(tmp_path):
+        with pytest.raises(DataError, match="another process writes into it"):
+            produce(production, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    produce(production, tmp_path)
+    assert contents(tmp_path) == contents(whole)
 
 
 def test_samples_that_are_no_numbers_are_left_out(

@@ -135,7 +135,8 @@ def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
     """Return the averaged model of a checkpoint, ready for use, its vocabulary and the checkpoint.
 
     Raises:
-        ModelError: as ``load`` does, or the weights do not fit the configuration beside them.
+        ModelError: as ``load`` does, or the weights do not fit the configuration beside them, or one is not
+            finite.
     """
     checkpoint = load(path)
     try:
@@ -143,6 +144,8 @@ def load_model(path: Path) -> tuple[Transducer, TextEncoder, Checkpoint]:
         model.load_state_dict({name: value.float() for name, value in checkpoint.average.items()})
     except (KeyError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{path}: the weights do not fit the configuration ({misfit(error)}).") from error
+    if name := next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None):
+        raise ModelError(f"{path}: {name} is not finite. Name a checkpoint that is not damaged.")
     return model.eval(), TextEncoder(checkpoint.tokens), checkpoint
 
 

@@ -24,7 +24,15 @@ from onebest.errors import DataError
 from onebest.frontend import FloatArray
 from onebest_training.encoder import FRAMES_PER_SECOND
 from onebest_training.features import FeatureStore
-from onebest_training.speech import UNREADABLE, cut_text, in_order, load_usable, log_left_out, needs_extra
+from onebest_training.speech import (
+    UNREADABLE,
+    alone_in,
+    cut_text,
+    in_order,
+    load_usable,
+    log_left_out,
+    needs_extra,
+)
 from onebest_training.strict import require
 from onebest_training.targets import (
     Description,
@@ -149,7 +157,7 @@ class ShardMaker:
         """Make and write a shard.
 
         Raises:
-            DataError: it cannot be written, or the teacher's frames do not fit.
+            DataError: it cannot be written, or the teacher's frames do not fit or are not finite.
         """
         cuts = self.shards[number]
         left_out = {cut.id: cause for cut in cuts if (cause := self._cause(cut))}
@@ -209,6 +217,8 @@ class ShardMaker:
     def _ordered_paths(
         self, cut: Cut, projected: Tensor, hypotheses: list[tuple[int, ...]]
     ) -> list[TeacherPath]:
+        if not projected.isfinite().all():
+            raise DataError(f"cut {cut.id}: what the teacher makes of it is not finite. Name another one.")
         try:
             paths = [self.teacher.path(projected, labels) for labels in hypotheses]
         except DataError as error:
@@ -263,7 +273,8 @@ def produce(
 
     Raises:
         ConfigError: the teacher's parts or the source do not fit each other, or Ray is missing.
-        DataError: the manifest is of no use, the folder is of another production, or cannot be written.
+        DataError: the manifest is of no use, no cut gets a target, or the folder is of another production, in
+            use, or cannot be written.
         ModelError: a file of the teacher cannot be read.
     """
     require(actors >= 0, "actors of 0 or more")
@@ -272,17 +283,20 @@ def produce(
             import_module("ray.data")
     maker = ShardMaker(production, folder)
     shards = maker.shards
-    write_description(production.describe(maker.teacher, shards), folder)
-    seconds = [sum(cut.duration for cut in shard) for shard in shards]
-    todo = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
-    done = sum(seconds) - sum(seconds[number] for number in todo)
-    progress(Progress(done, sum(seconds)))
-    jobs = [{"number": number} for number in todo]
-    for job in _on_ray(production, folder, jobs, actors) if actors else map(maker, jobs):
-        done += job["seconds"]
+    with alone_in(folder):
+        write_description(production.describe(maker.teacher, shards), folder)
+        seconds = [sum(cut.duration for cut in shard) for shard in shards]
+        todo = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
+        done = sum(seconds) - sum(seconds[number] for number in todo)
         progress(Progress(done, sum(seconds)))
+        jobs = [{"number": number} for number in todo]
+        for job in _on_ray(production, folder, jobs, actors) if actors else map(maker, jobs):
+            done += job["seconds"]
+            progress(Progress(done, sum(seconds)))
     store = TargetStore(folder)
     log_left_out(Counter(store.left_out.values()), sum(map(len, shards)))
+    if not len(store):
+        raise DataError(f"{folder}: not one of {len(store.left_out)} cuts got a target; the log says why.")
     return store
 
 

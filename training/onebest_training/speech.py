@@ -135,7 +135,7 @@ def alone_in(folder: Path) -> Iterator[Path]:
     The folder is made where there is none. A file system without locks keeps nobody out.
 
     Yields:
-        The file in it that is locked.
+        The file in it that is locked, which is gone at the end.
 
     Raises:
         DataError: another process writes into it, or it cannot be written into.
@@ -144,15 +144,19 @@ def alone_in(folder: Path) -> Iterator[Path]:
     path = folder / "lock"
     with writing(path):
         path.touch()
-    if sys.platform == "win32":
+    if sys.platform == "win32":  # has other locks, and removes no file that is open
         yield path
+        path.unlink(missing_ok=True)
         return
     with open(path, "ab") as file:
         if _is_held(file):
             raise DataError(
                 f"{folder}: another process writes into it. Wait for its end, or give another folder."
             )
-        yield path
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _is_held(file: IO[bytes]) -> bool:
