@@ -295,7 +295,7 @@ def test_training_takes_all_stores(corpus: ToneCorpus, tokens: TextEncoder, data
         load_training(replace(data, max_seconds=0.1), tokens)
 
 
-@pytest.mark.parametrize("setting", ["shift", "embedding_delay"])
+@pytest.mark.parametrize("setting", ["shift", "window", "embedding_delay"])
 def test_a_student_is_not_later_than_all_utterances_are_long(
     utterances: list[Utterance], setting: str
 ) -> None:

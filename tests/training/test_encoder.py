@@ -188,6 +188,16 @@ def test_full_context_is_one_chunk_as_long_as_the_utterance() -> None:
 
 
 @torch.no_grad()
+def test_chunks_and_contexts_beyond_the_utterance_take_no_memory() -> None:
+    encoder, features = make_encoder(), make_features(2)
+    full = encoder(features, all_frames(2), 0, 0)
+    torch.testing.assert_close(encoder(features, all_frames(2), 10**9, 10**9, right=2), full)
+    assert torch.equal(
+        encoder(features, all_frames(2), 4, 10**9), encoder(features, all_frames(2), 4, FRAMES)
+    )
+
+
+@torch.no_grad()
 def test_a_start_moves_the_positions() -> None:
     encoder, features = make_encoder(PLAIN), make_features(1)
     at_zero = encoder(features, all_frames(1), 8, 8)

@@ -58,7 +58,7 @@ def test_a_band_over_everything_is_the_whole_lattice() -> None:
     options = {"transducer": 1.0, "fastemit": 0.1, "delay_penalty": 0.02}
     whole = compute(model, batch, stage_with(band=0, **options))
     expected = gradients(model, whole["loss"])
-    banded = compute(model, batch, stage_with(band=20, **options))
+    banded = compute(model, batch, stage_with(band=10**9, **options))
     torch.testing.assert_close(banded["loss"], whole["loss"])
     found = gradients(model, banded["loss"])
     assert found.keys() == expected.keys()

@@ -28,6 +28,8 @@ LOSSES = (
     "sequence",
     "embedding",
 )
+#: Of a part of a model; a larger one is a slip of the pen, and would take all memory.
+LARGEST_SIZE = 2**16
 #: That torch takes.
 LARGEST_SEED = 2**64 - 1
 #: Those that look at the sound alone.
@@ -49,6 +51,8 @@ class BlockConfig:
     convolution_kernel: int = 0
 
     def __post_init__(self) -> None:
+        sizes = self.count, self.feed_forward, self.convolution_kernel
+        require(max(sizes) <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {max(sizes)}")
         require(min(self.count, self.feed_forward) > 0, "a count and a feed_forward above 0")
         require(self.convolution_kernel >= 0, "a convolution_kernel of 0 or more")
 
@@ -80,6 +84,8 @@ class EncoderConfig:
     frozen: bool = True
 
     def __post_init__(self) -> None:
+        sizes = self.width, self.position_period, self.inputs
+        require(max(sizes) <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {max(sizes)}")
         require(self.inputs > 0, "inputs above 0")
         require(self.width > 2 and self.width % 2 == 0, "an even width")
         require(self.heads > 0 and self.width % self.heads == 0, "heads that share the width evenly")
@@ -112,6 +118,9 @@ class ModelConfig:
     embedding_width: int = 0
 
     def __post_init__(self) -> None:
+        widths = self.predictor_width, self.joiner_width, self.embedding_width
+        largest = max(self.vocabulary_size, self.context_size, *widths)
+        require(largest <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {largest}")
         require(self.vocabulary_size > 3, "a vocabulary_size above 3: blank, end and unknown come first")
         require(self.predictor in PREDICTORS, f"predictor to be one of {', '.join(PREDICTORS)}")
         require(self.context_size > 0, "a context_size above 0")
@@ -187,6 +196,7 @@ class DataConfig:
         require(self.dev_cuts > 0, "dev_cuts above 0")
         require(min(self.batch_seconds, self.max_seconds) > 0, "batch_seconds and max_seconds above 0")
         require(min(self.tail_frames, self.workers) >= 0, "tail_frames and workers of 0 or more")
+        require(self.tail_frames <= LARGEST_SIZE, f"tail_frames up to {LARGEST_SIZE}, not {self.tail_frames}")
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,7 @@ class AugmentConfig:
 
     Attributes:
         volume: largest change of level, in nats of energy.
-        noise_probability: of mixing in a background sound.
+        noise_probability: of mixing in a background sound of ``data.noise``.
         noise_snr_db: lowest and highest ratio of speech to noise.
         speed: largest relative change of speed, by linear interpolation of frames.
         band_probability: of a telephone's band: little is left above 3.2 to 4 kHz, nor mostly below 150 to
@@ -231,6 +241,8 @@ class AugmentConfig:
         require(0 <= self.frequency_width <= NUM_BINS, f"frequency_width from 0 to {NUM_BINS}")
         counts = (self.frequency_masks, self.time_mask_rate, self.time_width)
         require(min(counts) >= 0, "masks of 0 or more")
+        fits = self.frequency_masks <= NUM_BINS and self.time_mask_rate <= 100
+        require(fits, f"frequency_masks up to {NUM_BINS}, a time_mask_rate up to 100")
 
     @property
     def only_masks_time(self) -> bool:
@@ -446,6 +458,8 @@ class TrainConfig:
             found or not distilled,
             f"targets at a source in data.train for {', '.join(distilled)}. Make them with: onebest targets",
         )
+        noisy = [stage.name for stage in self.stages if stage.augment.noise_probability]
+        require(self.data.noise != "" or not noisy, f"a store as data.noise to mix in for {', '.join(noisy)}")
         stored = any(source.teacher_store for source in self.data.train)
         alone = [stage.name for stage in self.stages if stage.loss.embedding and not stage.loss.teacher]
         require(stored or not alone, f"a teacher, or a teacher_store at the sources, for {', '.join(alone)}")

@@ -302,6 +302,7 @@ class Encoder(nn.Module):
         and values of the ``left`` frames before it: frames too far apart to see each other have no scores.
         """
         batch, frames, width = x.shape
+        chunk, left = min(chunk, frames + right), min(left, frames)  # no more than there is takes memory
         plan = ChunkPlan(frames, chunk, left, right, x.device)
         blocks, size = plan.blocks, plan.size
         mask = torch.where(plan.reach(lengths), 0.0, MASKED).flatten(0, 1)[:, None]

@@ -141,8 +141,9 @@ class Outputs:
         return self.batch.targets
 
     def nodes_of(self, references: References) -> LatticeNodes:
-        """Return the whole lattice of references, or a band around a path."""
-        width, frames = self.config.band, self.encoded.shape[1]
+        """Return the whole lattice of references, or a band around a path that is no wider."""
+        width = min(self.config.band, max(2, references.labels.shape[1] + 1))
+        frames = self.encoded.shape[1]
         return LatticeNodes(references, width, self._emissions(references) if width else None, frames)
 
     def _emissions(self, references: References) -> Tensor:

@@ -151,15 +151,15 @@ def load_training(config: DataConfig, tokens: TextEncoder) -> list[Utterance]:
 
 
 def check_delays(stages: Sequence[StageConfig], utterances: Sequence[Utterance]) -> None:
-    """Make sure that no stage wants its student later than any utterance is long, with nothing to learn.
+    """Make sure that no stage wants its student later, or its window wider, than any utterance is long.
 
     Raises:
         ConfigError: one does.
     """
     longest = max(_frames_in(utterance.store, utterance.cut) for utterance in utterances)
     for stage in stages:
-        late = max(stage.loss.shift, stage.loss.embedding_delay)
-        bound = f"shift and embedding_delay below the {longest:.0f} frames of the longest utterance"
+        late = max(stage.loss.shift, stage.loss.window, stage.loss.embedding_delay)
+        bound = f"shift, window and embedding_delay below the {longest:.0f} frames of the longest utterance"
         require(late < longest, f"{bound}, not {late} as in stage {stage.name}")
 
 
