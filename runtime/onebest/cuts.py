@@ -7,6 +7,7 @@ Axis legend: C channels, S samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -43,7 +44,8 @@ def read_cuts(path: Path) -> CutSet:
         raise DataError(f"{path}: no such file. Expected a lhotse cut manifest (*.jsonl.gz) or a folder.")
     try:
         found = list(CutSet.from_file(path) or ())  # of an empty file lhotse makes None
-        _check_kind(found)
+        for cut in found:
+            _check_cut(cut)
         cuts = CutSet.from_cuts(_with_absolute_path(cut, path.parent) for cut in found)
     except Exception as error:  # whatever lhotse, gzip or json make of a damaged file
         raise DataError(f"{path}: is no lhotse cut manifest ({error}). Make it again.") from error
@@ -91,20 +93,37 @@ def load_cuts(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, FloatArray]]:
 
 def _load_recording(cut: Cut) -> FloatArray:
     """Return the samples [C, S] of a cut's whole recording."""
+    kind, source = cut.recording.sources[0].type, cut.recording.sources[0].source
+    if kind == "file" and not cut.recording.transforms:
+        _check_rate(source, cut.recording.sampling_rate)
     try:
         samples: FloatArray = cut.recording.load_audio()
     except Exception as error:
-        kind, source = cut.recording.sources[0].type, cut.recording.sources[0].source
         missing = kind == "file" and not Path(source).exists()
         reason = "there is no such file" if missing else _reason(error)
         raise DataError(f"{source}: cannot be read ({reason}). Repair it or remove its cuts.") from error
     return samples
 
 
+def _check_rate(source: str, rate: Any) -> None:
+    """Refuse a file of another rate than its manifest says, at which lhotse would read it."""
+    import soundfile
+
+    try:
+        info = soundfile.info(source)
+    except soundfile.LibsndfileError:  # lhotse has other readers, or says what is wrong
+        return
+    if info.samplerate != rate and info.subtype != "OPUS":  # which has the rate that is asked for
+        raise DataError(
+            f"{source} has {info.samplerate} samples a second, but its manifest {rate!r}. Correct that."
+        )
+
+
 def _reason(error: Exception) -> str:
     """Return what lhotse's first reader says of a file; the errors of all stand in lines under a heading."""
-    heading, *readers = str(error).splitlines() or [type(error).__name__]
-    return readers[0].rpartition(">: ")[2] if readers else heading
+    heading, *lines = str(error).splitlines() or [type(error).__name__]
+    readers = [line for line in lines if not line.startswith("[extra info]")]
+    return readers[0].rpartition(">: ")[2] if readers else heading.partition(". ")[0]
 
 
 def _channels(cut: Cut) -> list[int]:
@@ -136,12 +155,23 @@ def _slice(whole: FloatArray, rate: int, cut: Cut) -> FloatArray:
     return np.ascontiguousarray(samples, np.float32)
 
 
-def _check_kind(found: Iterable[Any]) -> None:
+def _check_cut(entry: Any) -> None:
+    """Refuse an entry that is no cut, or one with values that lhotse takes as they come."""
     from lhotse.cut.base import Cut as LhotseCut
 
-    for entry in found:
-        if not isinstance(entry, LhotseCut):
-            raise TypeError(f"it holds a {type(entry).__name__}, of which lhotse makes cuts")
+    if not isinstance(entry, LhotseCut):
+        raise TypeError(f"it holds a {type(entry).__name__}, of which lhotse makes cuts")
+    if (recording := getattr(entry, "recording", None)) is None:  # as of a cut that is mixed from others
+        return
+    cut: Cut = entry
+    numbers = cut.start, cut.duration, *(part.start for part in cut.supervisions)
+    texts = (cut.custom or {}).get("corpus"), *(part.text for part in cut.supervisions)
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"cut {cut.id} has a start or a duration that is no finite number")
+    if not all(isinstance(text, str | None) for text in texts):
+        raise ValueError(f"cut {cut.id} has a text or a corpus that is no string")
+    if not recording.sources:
+        raise ValueError(f"cut {cut.id} has a recording without a source")
 
 
 def _with_absolute_path(cut: Cut, folder: Path) -> Cut:

@@ -277,6 +277,28 @@ def test_manifests_that_cannot_be_used(capsys, tiny_folder, tmp_path, manifest):
     refuse(capsys, tiny_folder, manifest, "one.flac: cannot be read (there is no such file)")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (["start"], float("inf"), "cut one-1 has a start or a duration that is no finite number"),
+        (["duration"], "long", "cut one-1 has a start or a duration that is no finite number"),
+        (["supervisions", 0, "start"], None, "cut one-1 has a start or a duration that is no finite number"),
+        (["supervisions", 0, "text"], 5, "cut one-1 has a text or a corpus that is no string"),
+        (["custom", "corpus"], ["a"], "cut one-1 has a text or a corpus that is no string"),
+        (["recording", "sources"], [], "cut one-1 has a recording without a source"),
+    ],
+)
+def test_a_manifest_with_a_value_of_no_use(capsys, tiny_folder, tmp_path, manifest, place, value, says):
+    first, *rest = CutSet.from_file(manifest).to_dicts()
+    *nodes, key = place
+    node = first
+    for name in nodes:
+        node = node[name]
+    node[key] = value
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in (first, *rest)))
+    refuse(capsys, tiny_folder, tmp_path / "bad.jsonl", f"bad.jsonl: is no lhotse cut manifest ({says})")
+
+
 @pytest.mark.parametrize("kind", [RecordingSet, SupervisionSet])
 def test_a_manifest_of_what_cuts_are_made_of(capsys, tiny_folder, tmp_path, manifest, kind):
     cuts = CutSet.from_file(manifest)
@@ -312,6 +334,21 @@ def test_a_cut_longer_than_its_recording(tmp_path):
     cut.duration = 2.0
     with pytest.raises(DataError, match=r"ends at 2\.00 s, its recording a at 1\.00 s"):
         list(load_cuts([cut]))
+
+
+def test_a_recording_of_another_rate_or_length_than_its_manifest_says(tmp_path):
+    soundfile.write(tmp_path / "a.wav", make_audio(1.0), 16000)
+    cut = Recording.from_file(tmp_path / "a.wav").to_cut()
+    cut.recording.sampling_rate, cut.recording.duration = 8000, 2.0  # as many samples, at half the speed
+    with pytest.raises(DataError, match=r"a\.wav has 16000 samples a second, but its manifest 8000"):
+        list(load_cuts([cut]))
+    cut.recording.sampling_rate, cut.recording.num_samples = 16000, 32000
+    with pytest.raises(
+        DataError, match=r"a\.wav: cannot be read \(The number of declared samples .*\)\. Rep"
+    ):
+        list(load_cuts([cut]))
+    faster = Recording.from_file(tmp_path / "a.wav").resample(8000)  # by lhotse, on the way
+    assert [len(samples) for _, samples in load_cuts([faster.to_cut()])] == [16000]
 
 
 def test_each_kind_of_error_counts():
