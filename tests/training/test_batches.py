@@ -82,13 +82,20 @@ def test_what_cannot_be_used_is_left_out_and_counted(
         3: {"text": None},
         4: {"supervisions": []},
         5: {"duration": 30.0},
+        6: {"text": "zebra"},
+        7: {"text": "bed 12"},
+        8: {"text": "Привет"},
+        9: {"text": "Bäd, bed!"},
     }
     store = copy_store(corpus.store, tmp_path / "store", changes)
     with caplog.at_level(logging.WARNING):
         kept = load_utterances(store, tokens, 20.0)
-    assert [u.cut.id for u in kept] == [cut.id for cut in store.cuts[6:]]
+    assert [u.cut.id for u in kept] == [cut.id for cut in store.cuts[9:]]
+    assert kept[0].text == "bad bed"
     assert sorted(record.message for record in caplog.records) == [
+        "1 cuts left out: a text with letters that the vocabulary lacks",
         "1 cuts left out: longer than 20 s",
+        "2 cuts left out: a text with digits, or with letters that are none of a to z",
         "2 cuts left out: more text than the audio can hold",
         "3 cuts left out: no text",
     ]
@@ -102,6 +109,7 @@ def test_sound_alone_needs_no_text(
         0: {"text": "abed " * 60},
         1: {"text": None},
         2: {"duration": 30.0},
+        3: {"text": "12"},
     }
     store = copy_store(corpus.store, tmp_path / "store", changes)
     with caplog.at_level(logging.WARNING):

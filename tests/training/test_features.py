@@ -176,6 +176,14 @@ def test_cuts_need_names_of_their_own(corpus: ToneCorpus, tmp_path: Path) -> Non
         make_store(cuts, tmp_path / "store", SampleAugmentation())
 
 
+def test_a_cut_without_a_frame_is_named(corpus: ToneCorpus, tmp_path: Path) -> None:
+    cuts = list(read_cuts(corpus.manifest))[:2]
+    cuts[1].duration = 0.0
+    with pytest.raises(DataError, match=f"cut {cuts[1].id} is 0 s long, less than a frame"):
+        make_store(cuts, tmp_path / "store", SampleAugmentation())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_samples_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     samples = sound(1.0)
     samples[700] = np.nan

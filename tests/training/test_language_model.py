@@ -109,6 +109,15 @@ def test_a_command_trains_one_for_a_vocabulary(
         load_language_model(path, TextEncoder((tmp_path / "other.model").read_bytes()))
 
 
+def test_sentences_with_letters_that_the_vocabulary_lacks_are_left_out(
+    corpus: ToneCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "text.txt").write_text("a bed\nzebra\n" * 9)
+    words = ["train-lm", str(tmp_path / "text.txt"), "--tokens", str(corpus.tokens), "--width", "8"]
+    assert main([*words, "--output", str(tmp_path / "lm.pt"), "--passes", "1"]) == 0
+    assert "9 of 18 sentences left out: letters that the vocabulary lacks" in caplog.messages
+
+
 def test_the_command_looks_for_what_was_stopped(
     corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

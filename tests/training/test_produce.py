@@ -136,7 +136,7 @@ def test_a_language_model_steers_the_search(
 def test_what_has_no_target_is_counted_by_its_cause(
     corpus: ToneCorpus, production: Production, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = changed_manifest(corpus, tmp_path, {0: "abed " * 60, 1: "1984!"})
+    manifest = changed_manifest(corpus, tmp_path, {0: "abed " * 60, 1: "?!", 5: "bed 12", 6: "zebra"})
     cuts: list[Any] = list(read_cuts(manifest))
     missing = tmp_path / "missing.wav"
     soundfile.write(missing, cuts[2].load_audio()[0], 16000)
@@ -147,9 +147,11 @@ def test_what_has_no_target_is_counted_by_its_cause(
     CutSet.from_cuts(cuts).to_file(manifest)
     with caplog.at_level(logging.WARNING):
         store = produce(replace(production, source=manifest), tmp_path / "store")
-    assert len(store) == 43
+    assert len(store) == 41
     messages = [record.getMessage() for record in caplog.records]
-    assert messages[-4:] == [
+    assert messages[-6:] == [
+        "1 of 48 cuts left out: a text with digits, or with letters that are none of a to z",
+        "1 of 48 cuts left out: a text with letters that the vocabulary lacks",
         "1 of 48 cuts left out: a text without a letter",
         "2 of 48 cuts left out: audio that cannot be read",
         "1 of 48 cuts left out: more text than the audio can hold",

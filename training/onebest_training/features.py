@@ -40,6 +40,8 @@ from onebest_training.encoder import FRAMES_PER_SECOND, PAD_FRAMES, SUBSAMPLING
 from onebest_training.pretrained import PretrainedEncoder, embed_stacked, open_encoder
 from onebest_training.speech import BEGUN_ANEW, alone_in, in_order, writing
 
+#: Of a cut; a frame of features is as long.
+SHORTEST_SECONDS = 0.01
 FeatureArray = npt.NDArray[np.float16]
 #: Front end of a store that holds samples, for a pre-trained encoder that trains along.
 SAMPLES = "samples"
@@ -237,13 +239,15 @@ def make_store(
 
     Raises:
         ConfigError: the front end is none.
-        DataError: there are no cuts, two have the same name, a recording cannot be used, another process
-            makes the store, or it cannot be written.
+        DataError: there are no cuts, two have the same name, one is shorter than a frame, a recording cannot
+            be used, another process makes the store, or it cannot be written.
         ModelError: the front end's encoder cannot be read.
     """
     ordered = in_order(cuts)
     if not ordered:
         raise DataError("no cut to make features of. Expected at least one.")
+    if short := next((cut for cut in ordered if cut.duration < SHORTEST_SECONDS), None):
+        raise DataError(f"cut {short.id} is {short.duration:g} s long, less than a frame. Leave it out.")
     partial = folder.with_name(folder.name + ".partial")
     description = find_front_end(front_end).description
     jobs = [

@@ -43,7 +43,7 @@ from onebest_training.targets import (
     write_shard,
 )
 from onebest_training.teacher import TargetOptions, Teacher
-from onebest_training.utterances import FRAMES_PER_LABEL
+from onebest_training.utterances import FRAMES_PER_LABEL, fault_of_text
 
 log = logging.getLogger(__name__)
 LABELS = ("text", "search")
@@ -183,7 +183,10 @@ class ShardMaker:
         has_text, text = any((s.text or "").strip() for s in cut.supervisions), cut_text(cut)
         if has_text and not text:
             return "a text without a letter"
-        if FRAMES_PER_LABEL * len(self.teacher.tokens.encode(text)) + 2 > cut.duration * FRAMES_PER_SECOND:
+        labels = self.teacher.tokens.encode(text)
+        if fault := fault_of_text(cut, labels):
+            return fault
+        if FRAMES_PER_LABEL * len(labels) + 2 > cut.duration * FRAMES_PER_SECOND:
             return "more text than the audio can hold"
         return ""
 

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -62,6 +63,16 @@ def load_usable(cuts: Iterable[Cut], left_out: Counter[str]) -> Iterator[tuple[C
 def cut_text(cut: Cut) -> str:
     """Return the normalised text of all segments of a cut, empty if it has none."""
     return normalize_text(spoken_text(cut))
+
+
+def is_cut_short(cut: Cut) -> bool:
+    """Return whether normalising takes digits off a cut's text, or letters that are none of a to z."""
+    return any(map(_is_taken_off, set(spoken_text(cut))))
+
+
+@cache
+def _is_taken_off(character: str) -> bool:
+    return character.isalnum() and not normalize_text(character)
 
 
 def log_left_out(left_out: Mapping[str, int], total: int) -> None:

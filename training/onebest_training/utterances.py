@@ -11,10 +11,10 @@ from onebest.cuts import Cut
 from onebest.errors import DataError
 from onebest_training.config import DataConfig, SourceConfig, StageConfig
 from onebest_training.features import FeatureStore, Layout
-from onebest_training.speech import cut_text
+from onebest_training.speech import cut_text, is_cut_short
 from onebest_training.strict import require
 from onebest_training.targets import TargetStore
-from onebest_training.vocabulary import TextEncoder
+from onebest_training.vocabulary import UNKNOWN, TextEncoder
 
 log = logging.getLogger(__name__)
 #: Utterances must have at least this many encoder frames a label, or no alignment exists.
@@ -60,15 +60,15 @@ def load_utterances(
     kept: list[Utterance] = []
     left_out: dict[str, int] = {}
     for cut in store.cuts:
-        text, labels = _reference(cut, tokens, targets, source.labels)
+        text, labels, cause = _reference(cut, tokens, targets, source.labels)
         weight = source.weights.get((cut.custom or {}).get("corpus", ""), source.default_weight)
-        cause = _cause_to_leave_out(cut, labels, max_seconds, store.layout)
         if targets is not None and cut.id not in targets:
             cause = "no target"
         elif not labels and source.labels not in _WITHOUT_TEXT:
-            cause = "no text"
+            cause = cause or "no text"
         elif teacher and cut.id not in teacher_cuts:
             cause = "not in the teacher's store"
+        cause = cause or _cause_to_leave_out(cut, labels, max_seconds, store.layout)
         if cause:
             left_out[cause] = left_out.get(cause, 0) + 1
         elif weight > 0:
@@ -95,14 +95,26 @@ def open_targets(folder: str, tokens: TextEncoder) -> TargetStore | None:
 
 def _reference(
     cut: Cut, tokens: TextEncoder, targets: TargetStore | None, whose: str
-) -> tuple[str, tuple[int, ...]]:
-    """Return text and labels of a cut: its own, or the teacher's where it has none or ``whose`` says so."""
-    text = "" if whose in _WITHOUT_TEXT else cut_text(cut)
-    asks = whose == "teacher" or (whose == "text" and not text)
-    if targets is not None and cut.id in targets and asks:
+) -> tuple[str, tuple[int, ...], str]:
+    """Return text and labels of a cut, and what is wrong with them or an empty string.
+
+    They are the cut's own, or the teacher's where it has none or ``whose`` says so.
+    """
+    if whose in _WITHOUT_TEXT:
+        return "", (), ""
+    text = cut_text(cut)
+    if targets is not None and cut.id in targets and (whose == "teacher" or not text):
         labels = targets.paths(cut.id)[0].reference
-        return tokens.decode(list(labels)), labels
-    return text, tuple(tokens.encode(text))
+        return tokens.decode(list(labels)), labels, ""
+    labels = tuple(tokens.encode(text))
+    return text, labels, fault_of_text(cut, labels)
+
+
+def fault_of_text(cut: Cut, labels: Sequence[int]) -> str:
+    """Return what is said in a cut that its labels do not say, or an empty string."""
+    if is_cut_short(cut):
+        return "a text with digits, or with letters that are none of a to z"
+    return "a text with letters that the vocabulary lacks" if UNKNOWN in labels else ""
 
 
 def _check_lengths(utterance: Utterance) -> None:

@@ -13,6 +13,9 @@ import sentencepiece
 from onebest.errors import DataError
 from onebest_training.speech import BEGUN_ANEW, writing
 
+#: Label of a letter that the vocabulary lacks.
+UNKNOWN = 2
+
 
 def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
     """Train a BPE model of ``size`` pieces on normalised texts and write it to ``path``.
@@ -31,7 +34,7 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
             vocab_size=size,
             character_coverage=1.0,
             user_defined_symbols=["<blk>", "<sos/eos>"],
-            unk_id=2,
+            unk_id=UNKNOWN,
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
@@ -58,7 +61,7 @@ class TextEncoder:
             raise DataError(f"not a sentencepiece model: {error}") from error
         #: SHA-256 of the model, by which targets tell whether they fit.
         self.digest = hashlib.sha256(model).hexdigest()
-        if self._processor.id_to_piece(0) != "<blk>" or self._processor.unk_id() != 2:
+        if self._processor.id_to_piece(0) != "<blk>" or self._processor.unk_id() != UNKNOWN:
             raise DataError(
                 "a vocabulary must have <blk> at 0, <sos/eos> at 1 and <unk> at 2; "
                 "make one with: onebest vocabulary"

@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the text, train under a progress bar, write the model; what was stopped goes on."""
-    from onebest_training.commands.vocabulary import texts_of
     from onebest_training.language_model import save_language_model
     from onebest_training.parallel import set_threads
     from onebest_training.speech import require_folder
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     tokens = read_tokens(arguments.tokens)
     require_folder(arguments.output)
     start = _read_start(arguments, tokens)
-    sentences = [array("H", tokens.encode(text)) for source in arguments.sources for text in texts_of(source)]
+    sentences = _read_sentences(arguments.sources, tokens)
     checkpoint = Path(f"{arguments.output}.checkpoint")
     if checkpoint.exists():
         print(f"{checkpoint}: going on from there")
@@ -100,6 +99,18 @@ def _check_sizes(arguments: argparse.Namespace) -> None:
     if arguments.hidden and not arguments.context:
         raise ConfigError("--hidden is of a model with --context. Give that too, or leave --hidden out.")
     require(0 not in (arguments.width, arguments.layers), "--width and --layers above 0")
+
+
+def _read_sentences(sources: list[Path], tokens: TextEncoder) -> list[array[int]]:
+    """Return the labels of each sentence; one with letters that the vocabulary lacks is left out."""
+    from onebest_training.commands.vocabulary import texts_of
+    from onebest_training.vocabulary import UNKNOWN
+
+    read = [array("H", tokens.encode(text)) for source in sources for text in texts_of(source)]
+    kept = [sentence for sentence in read if UNKNOWN not in sentence]
+    if left_out := len(read) - len(kept):
+        _LOG.warning("%d of %d sentences left out: letters that the vocabulary lacks", left_out, len(read))
+    return kept
 
 
 def _read_start(
