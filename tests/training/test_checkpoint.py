@@ -90,12 +90,18 @@ def test_an_average_is_the_mean_of_the_models(tmp_path: Path, capsys: pytest.Cap
     assert (found.weights, found.optimizer, found.position, found.tokens) == ({}, {}, POSITION, b"tokens")
 
 
-def test_a_folder_to_write_into_is_missed_before_anything_is_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for command in ("average", "prune"):
-        assert main([command, str(tmp_path / "a.pt"), "--output", str(tmp_path / "gone" / "b.pt")]) == 1
-        assert "gone: no such folder to write into. Make it first." in capsys.readouterr().err
+    def refuse(output: Path, says: str) -> None:
+        for command in ("average", "prune"):
+            assert main([command, str(tmp_path / "a.pt"), "--output", str(output)]) == 1
+            assert says in capsys.readouterr().err
+
+    refuse(tmp_path / "gone" / "b.pt", "gone: no such folder to write into. Make it first.")
+    refuse(tmp_path, f"{tmp_path} is a folder. Name a file to write.")
+    monkeypatch.setattr("onebest_training.speech.os.access", lambda path, mode: path != tmp_path)
+    refuse(tmp_path / "b.pt", f"{tmp_path} may not be written. Name another place")
 
 
 @pytest.mark.parametrize(("option", "write"), [("--half", save_half), ("--int8", save_int8)])

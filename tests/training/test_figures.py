@@ -233,6 +233,8 @@ def test_a_full_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     run = write_log(tmp_path / "run", [{"step": 1, "loss": 2.0}])
     assert main(["figure", "curves", str(run), "--output", "/dev/full"]) == 1
     assert "/dev/full: cannot be written" in capsys.readouterr().err
+    assert main(["figure", "curves", str(run), "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path} is a folder. Name a file to write." in capsys.readouterr().err
     (tmp_path / "x.png.partial").symlink_to("/dev/full")
     assert main(["figure", "curves", str(run), "--output", str(tmp_path / "x.png")]) == 1
     assert not (tmp_path / "x.png").exists()

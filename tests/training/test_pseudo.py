@@ -128,6 +128,10 @@ def test_a_manifest_that_could_not_be_written_is_refused_before_anything_is_hear
     with pytest.raises(ConfigError, match="batch_seconds above 0"):
         label(read_cuts(corpus.manifest), parrot, tmp_path / "a.jsonl", Filters(), batch_seconds=0.0)
     assert (parrot.heard, list(tmp_path.iterdir())) == (0, [])
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"folder.jsonl is a folder"):
+        label(read_cuts(corpus.manifest), parrot, tmp_path / "folder.jsonl", Filters())
+    assert parrot.heard == 0
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,14 @@ from onebest.cuts import Cut
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
 from onebest.normalize import normalize_text
-from onebest_training.speech import in_order, load_usable, log_left_out, writing
+from onebest_training.speech import (
+    in_order,
+    load_usable,
+    log_left_out,
+    make_folder,
+    require_writable,
+    writing,
+)
 from onebest_training.strict import from_dict, require
 
 #: Whisper's window.
@@ -198,7 +205,8 @@ def label(
     require(output.name.endswith(_MANIFESTS), f"{output} to end in {' or '.join(_MANIFESTS)}")
     require(batch_seconds > 0, f"batch_seconds above 0, not {batch_seconds}")
     ordered = in_order(cuts)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
+    require_writable(output)
     journal = Journal(output.with_name(output.name + ".journal"), transcriber.settings)
     left_out: Counter[str] = Counter()
     usable = [cut for cut in ordered if MIN_SECONDS <= cut.duration <= MAX_SECONDS]

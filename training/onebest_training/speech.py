@@ -81,14 +81,19 @@ def log_left_out(left_out: Mapping[str, int], total: int) -> None:
         log.warning("%d of %d cuts left out: %s", count, total, cause)
 
 
-def require_folder(path: Path) -> None:
-    """Refuse to begin what will be written into a folder that is not there.
+def require_writable(path: Path) -> None:
+    """Refuse to begin what will be written to a file that cannot be written.
 
     Raises:
-        DataError: the folder of ``path`` does not exist.
+        DataError: its folder does not exist, it is a folder itself, or it may not be written.
     """
     if not path.parent.is_dir():
         raise DataError(f"{path.parent}: no such folder to write into. Make it first.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Name a file to write.")
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise DataError(f"{place} may not be written. Name another place, or change its permissions.")
 
 
 def make_folder(path: Path) -> None:

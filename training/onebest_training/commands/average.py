@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Average and write."""
     from onebest_training.checkpoint import average_models, save, save_half, save_int8
-    from onebest_training.speech import require_folder
+    from onebest_training.speech import require_writable
 
-    require_folder(arguments.output)
+    require_writable(arguments.output)
     write = save_half if arguments.half else save_int8 if arguments.int8 else save
     write(average_models(arguments.checkpoints), arguments.output)
     print(f"{arguments.output}: the mean of {len(arguments.checkpoints)}")

@@ -31,10 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest.cuts import load_cuts, read_cuts
     from onebest.frontend import NUM_BINS
     from onebest_training.checkpoint import write
-    from onebest_training.speech import require_folder
+    from onebest_training.speech import require_writable
     from onebest_training.whisper import fit_feature_map, read_whisper
 
-    require_folder(arguments.output)
+    require_writable(arguments.output)
     weights = read_whisper(arguments.model)
     if (bins := weights["stem.conv1.weight"].shape[1]) != NUM_BINS:
         raise ModelError(

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest_training.checkpoint import load_model
     from onebest_training.decode import measure
     from onebest_training.parallel import set_threads
-    from onebest_training.speech import BEGUN_ANEW, require_folder, writing
+    from onebest_training.speech import BEGUN_ANEW, require_writable, writing
     from onebest_training.strict import require
     from onebest_training.transducer import BLANK
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     penalty = arguments.blank_penalty
     require(math.isfinite(penalty), f"--blank-penalty to be a finite number, not {penalty}")
     if arguments.json:
-        require_folder(arguments.json)
+        require_writable(arguments.json)
     chunk, left, right = _frames(arguments)
     model, tokens, checkpoint = load_model(arguments.checkpoint)
     with torch.no_grad():

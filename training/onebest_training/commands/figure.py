@@ -33,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw and write."""
-    from onebest_training.speech import BEGUN_ANEW, replace_file, writing
+    from onebest_training.speech import BEGUN_ANEW, make_folder, replace_file, require_writable, writing
 
     drawn, output = io.BytesIO(), arguments.output
     _draw(arguments).savefig(drawn, format="png", dpi=130)
+    make_folder(output.parent)
+    require_writable(output)
     with writing(output, BEGUN_ANEW):
-        output.parent.mkdir(parents=True, exist_ok=True)
         if output.exists() and not output.is_file():  # as a pipe, whose place nothing takes
             output.write_bytes(drawn.getbuffer())
         else:

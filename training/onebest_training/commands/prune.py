@@ -21,9 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Cut and write."""
     from onebest_training.checkpoint import save
     from onebest_training.prune import prune
-    from onebest_training.speech import require_folder
+    from onebest_training.speech import require_writable
 
-    require_folder(arguments.output)
+    require_writable(arguments.output)
     smaller = prune(arguments.checkpoint, arguments.keep)
     save(smaller, arguments.output)
     weights = sum(value.numel() for value in smaller.average.values())

@@ -62,13 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Gather the text, train under a progress bar, write the model; what was stopped goes on."""
     from onebest_training.language_model import save_language_model
     from onebest_training.parallel import set_threads
-    from onebest_training.speech import require_folder
+    from onebest_training.speech import require_writable
     from onebest_training.vocabulary import read_tokens
 
     set_threads(arguments.threads)
     _check_sizes(arguments)
     tokens = read_tokens(arguments.tokens)
-    require_folder(arguments.output)
+    require_writable(arguments.output)
     start = _read_start(arguments, tokens)
     sentences = _read_sentences(arguments.sources, tokens)
     checkpoint = Path(f"{arguments.output}.checkpoint")

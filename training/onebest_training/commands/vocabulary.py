@@ -51,10 +51,10 @@ def texts_of(source: Path) -> Iterator[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the texts and train the vocabulary."""
-    from onebest_training.speech import require_folder
+    from onebest_training.speech import require_writable
     from onebest_training.vocabulary import train_vocabulary
 
-    require_folder(arguments.output)
+    require_writable(arguments.output)
     texts = (text for source in arguments.sources for text in texts_of(source))
     train_vocabulary(texts, arguments.output, arguments.size)
     return 0
