@@ -34,6 +34,7 @@ from onebest_export.verify import Difference, FloatArray
 from onebest_training.checkpoint import Checkpoint
 from onebest_training.config import ModelConfig
 from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING
+from onebest_training.speech import make_folder
 from onebest_training.strict import to_dict
 from onebest_training.transducer import BLANK, Transducer
 from onebest_training.vocabulary import TextEncoder
@@ -115,6 +116,7 @@ def write_bundle(
         speech: to verify and to measure on.
 
     Raises:
+        DataError: no folder can be made to write into.
         ModelError: the folder exists, the vocabulary is another model's, or the graphs differ from torch;
             nothing is written then.
     """
@@ -130,7 +132,7 @@ def write_bundle(
             'written. Train with model.predictor = "stateless".'
         )
     model = _penalize_blank(model, options.blank_penalty)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         work = Path(name)
         paths = _export_float(model, work, options)

@@ -15,6 +15,7 @@ from onebest.frontend import SAMPLE_RATE
 from onebest.recognizer import TAIL_SAMPLES
 from onebest_export.streams import share_weights
 from onebest_training.encoder import SUBSAMPLING
+from onebest_training.speech import make_folder
 
 
 def latency_metadata(step_frames: int, left_frames: int, pad_frames: int) -> dict[str, str]:
@@ -52,6 +53,7 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
         left_frames: encoder frames of left context; None keeps them.
 
     Raises:
+        DataError: no folder can be made to write into.
         ModelError: the target exists, the source is no bundle, or its graph has the latency fixed; nothing is
             written then.
     """
@@ -63,7 +65,7 @@ def copy_at_latency(source: Path, target: Path, chunk_frames: int, left_frames: 
         )
     metadata = latency_metadata(bundle.sizes.chunk_frames // SUBSAMPLING, left, bundle.sizes.pad_frames)
     files = find_files(bundle.folder, card := read_card(bundle.folder))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy-") as name:
         work = Path(name) / "bundle"
         work.mkdir()

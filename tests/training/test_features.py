@@ -1,7 +1,9 @@
 """Feature stores: from audio to disk and back, whatever its format, rate and layout; changes of samples."""
 
 import math
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from runs import another_process_in
 from tone_corpus import RATE, FloatArray, ToneCorpus, speak
 
 from onebest.cli import main
-from onebest.cuts import load_cuts, read_cuts
+from onebest.cuts import Cut, load_cuts, read_cuts
 from onebest.errors import ConfigError, DataError, ModelError
 from onebest.frontend import compute_features
 from onebest_training.features import (
@@ -139,6 +141,24 @@ def test_two_processes_do_not_make_one_store(corpus: ToneCorpus, tmp_path: Path)
     make_store(cuts, tmp_path / "store", SampleAugmentation())
     files = {"cuts.jsonl.gz", "features.f16", "store.json"}
     assert {path.name for path in tmp_path.rglob("*")} == {"store", *files}
+
+
+def test_a_signal_to_end_leaves_nothing(
+    corpus: ToneCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(cuts: list[Cut]) -> None:
+        assert [path.name for path in tmp_path.iterdir()] == ["store.partial"]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def ended(number: int) -> None:
+        raise SystemExit(-number)
+
+    monkeypatch.setattr("onebest_training.features.load_cuts", end)
+    monkeypatch.setattr("signal.raise_signal", ended)
+    with pytest.raises(SystemExit) as found:
+        main(["prepare", str(corpus.manifest), str(tmp_path / "store")])
+    assert found.value.code == -signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_cuts_make_no_store(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy the bundle."""
+    from onebest.signals import cleaned_up
     from onebest_export.latency import copy_at_latency, trailing_silence_ms
 
     chunk_frames = to_frames("--chunk-ms", arguments.chunk_ms)
     left_frames = None if arguments.left_ms is None else to_frames("--left-ms", arguments.left_ms)
-    sizes = copy_at_latency(arguments.bundle, arguments.copy, chunk_frames, left_frames)
+    with cleaned_up():
+        sizes = copy_at_latency(arguments.bundle, arguments.copy, chunk_frames, left_frames)
     silence = trailing_silence_ms(sizes) / 1000
     print(
         f"{arguments.copy}: {arguments.chunk_ms} ms a chunk; "

@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the checkpoint, export it, verify it, write the bundle."""
+    from onebest.signals import cleaned_up
     from onebest_export.bundle import ExportOptions, Speech, write_bundle
     from onebest_training.checkpoint import load_model
     from onebest_training.fusion import FusionWeights, describe, with_language_model
@@ -134,7 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
         _features(arguments.check_audio, chunk) if arguments.check_audio else None,
         _utterances(arguments.dev, arguments.limit) if arguments.dev else (),
     )
-    difference, choice = write_bundle(model, tokens, checkpoint, arguments.bundle, options, speech)
+    with cleaned_up():
+        difference, choice = write_bundle(model, tokens, checkpoint, arguments.bundle, options, speech)
     size = sum(path.stat().st_size for path in arguments.bundle.iterdir()) / 1e6
     print(
         f"{arguments.bundle}: {size:.1f} MB; "

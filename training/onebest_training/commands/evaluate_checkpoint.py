@@ -150,12 +150,13 @@ def _load(
     ``digest`` is that of the pre-trained encoder that the model was trained on, if it is known.
     """
     from onebest.cuts import read_cuts
+    from onebest.signals import cleaned_up
     from onebest_training.config import DataConfig, SourceConfig
     from onebest_training.decode import dev_batches
     from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
     from onebest_training.utterances import load_dev
 
-    with tempfile.TemporaryDirectory() as folder:
+    with cleaned_up(), tempfile.TemporaryDirectory() as folder:
         store = arguments.source
         if not (store / "store.json").is_file():
             store = Path(folder) / "store"

@@ -31,13 +31,14 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from onebest.cuts import read_cuts
+    from onebest.signals import cleaned_up
     from onebest_training.features import SampleAugmentation, make_store
 
     if arguments.store.exists():
         raise DataError(f"{arguments.store} exists already. Remove it to make it again.")
     cuts = list(read_cuts(arguments.manifest))
     augmentation = SampleAugmentation(arguments.speed, arguments.reverberation, arguments.seed)
-    with Progress() as progress:
+    with cleaned_up(), Progress() as progress:
         task = progress.add_task("features", total=sum(cut.duration for cut in cuts))
         make_store(
             cuts,
