@@ -181,15 +181,25 @@ def test_sources_without_delays_are_refused(tmp_path: Path) -> None:
     run = write_log(tmp_path / "run", [{"step": 1, "wer/a/16": 40.0}])
     with pytest.raises(DataError, match="no error rate with an emission delay"):
         read_delays([run], [])
-    (tmp_path / "table.json").write_text("[]")
-    with pytest.raises(DataError, match="not a table as"):
-        read_delays([tmp_path / "table.json"], [])
+    for table in ("[]", '{"rows": [{"name": "a", "wer": [1], "emission_delay_ms": {"p50": 1, "p90": 2}}]}'):
+        (tmp_path / "table.json").write_text(table)
+        with pytest.raises(DataError, match="not a table as"):
+            read_delays([tmp_path / "table.json"], [])
+    run = write_log(tmp_path / "other", [{"step": 1, "wer/a/x": 40.0}])
+    with pytest.raises(DataError, match="wer/a/x: no measure of a run"):
+        read_delays([run], [])
     with pytest.raises(DataError, match="cannot be read as a run's log"):
         draw_curves([tmp_path / "gone"])
 
 
 @pytest.mark.parametrize(
-    "log", ["", '{"step": 1, "loss": 2.0}\n[1]\n{"step": 2}\n', '{"loss": 2.0}\n{"step": 2}\n']
+    "log",
+    [
+        "",
+        '{"step": 1, "loss": 2.0}\n[1]\n{"step": 2}\n',
+        '{"loss": 2.0}\n{"step": 2}\n',
+        '{"step": "one"}\n{"step": 2}\n',
+    ],
 )
 def test_what_is_no_log_of_a_run_is_refused(tmp_path: Path, log: str) -> None:
     (tmp_path / "log.jsonl").write_text(log)

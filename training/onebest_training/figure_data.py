@@ -122,5 +122,5 @@ def _points_of_table(path: Path) -> list[DelayPoint]:
             if (delay := row["emission_delay_ms"])
             for corpus, wer in row["wer"].items()
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a table as benchmarks/kd_table.py writes it ({error}).") from error

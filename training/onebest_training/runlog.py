@@ -30,14 +30,20 @@ def read_rows(run: Path) -> list[Row]:
         rows = [json.loads(line) for line in lines if line is not lines[-1] or _step_of(line) < math.inf]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a run's log ({error}).") from error
-    if not rows or not all(isinstance(row, dict) and "step" in row for row in rows):
+    if not rows or not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
         raise DataError(f"{path}: no run's log. Expected at least one row, and a step in each.")
     return rows
 
 
 def corpus_and_chunk(key: str) -> tuple[str, int]:
-    """Return the corpus and the frames a chunk of a measure's name, "wer/CORPUS/CHUNK"."""
+    """Return the corpus and the frames a chunk of a measure's name, "wer/CORPUS/CHUNK".
+
+    Raises:
+        DataError: it has another form.
+    """
     corpus, _, chunk = key.partition("/")[2].rpartition("/")
+    if not chunk.isdecimal():
+        raise DataError(f"{key}: no measure of a run. Expected wer/CORPUS/CHUNK, with a number of frames.")
     return corpus, int(chunk)
 
 
