@@ -116,6 +116,12 @@ def _run(name: str, module: str, words: list[str]) -> int:
         print(f"onebest {name}: {error}", file=sys.stderr)
         _drop_output()
         return 1
+    except (MemoryError, RuntimeError) as error:  # torch and onnxruntime have no MemoryError of their own
+        if not (isinstance(error, MemoryError) or "allocate" in str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        print(f"onebest {name}: memory ran out ({reason}). Ask for less at a time.", file=sys.stderr)
+        return 1
 
 
 def _drop_output() -> None:

@@ -65,6 +65,7 @@ def test_options_and_real_speech(tiny, tmp_path, capsys):
         (["--right-ms", "100"], "--right-ms is 100. It must be a multiple of 40"),
         (["--right-ms", "640"], "--right-ms is 640. It must be less than --chunk-ms, 640"),
         (["--left-ms", "-40"], "multiple of 40"),
+        (["--left-ms", "4000000000"], "--left-ms is 4000000000. It must be 60000 at most"),
         (["--blank-penalty", "nan"], "--blank-penalty is nan. It must be a finite number"),
         (["--start-margin", "-1"], "--start-margin is -1.0. It must be a finite number of 0 or more"),
         (["--wer-budget", "nan"], "--wer-budget is nan"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import read_log
+from runs import read_log, write_toml
 from tone_corpus import ToneCorpus, make_stage, tiny_config
 from torch import Tensor
 
@@ -244,3 +244,27 @@ def test_a_run_starts_from_a_trained_model(corpus: ToneCorpus, tmp_path: Path) -
             tiny_config(corpus, make_stage("all", 1), initial_model=str(tmp_path / "none.pt")),
             tmp_path / "third",
         )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9.9 TiB for an array"),
+        RuntimeError("CUDA out of memory. Tried to allocate 9.9 TiB\nand more"),
+    ],
+)
+def test_the_command_says_when_memory_ran_out(
+    corpus: ToneCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer_module, "compute_losses", full)
+    path = write_toml(tiny_config(corpus, make_stage("a", 1)), tmp_path / "run.toml")
+    assert main(["train", str(path), str(tmp_path / "run")]) == 1
+    reason = str(error).splitlines()[0]
+    assert f"onebest train: memory ran out ({reason}). Ask for less" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -140,8 +139,8 @@ class SampleAugmentation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.speed < math.inf:
-            raise ConfigError(f"expected a speed above 0, got {self.speed}.")
+        if not 0.1 <= self.speed <= 10:
+            raise ConfigError(f"expected a speed from 0.1 to 10, got {self.speed}.")
 
 
 def read_responses(path: Path) -> list[Recording]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from onebest_export.verify import FloatArray
 
 FRAME_MS = 40
+#: Of an option in milliseconds.
+LONGEST_MS = 60_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,12 +169,14 @@ def to_frames(name: str, milliseconds: int) -> int:
     """Return the encoder frames of an option in milliseconds.
 
     Raises:
-        ConfigError: it is no positive multiple of a frame.
+        ConfigError: it is no positive multiple of a frame, or more than a minute.
     """
     if milliseconds < FRAME_MS or milliseconds % FRAME_MS:
         raise ConfigError(
             f"{name} is {milliseconds}. It must be a multiple of {FRAME_MS}, the length of an encoder frame."
         )
+    if milliseconds > LONGEST_MS:
+        raise ConfigError(f"{name} is {milliseconds}. It must be {LONGEST_MS} at most.")
     return milliseconds // FRAME_MS
 
 
