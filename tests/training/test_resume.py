@@ -1,5 +1,6 @@
 """A run that was stopped anywhere ends as if it had not been, or says why it cannot go on."""
 
+import errno
 import os
 import shutil
 import signal
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from runs import KilledError, Row, another_process_in, read_log, stop_after, write_toml
+from torch.utils.tensorboard import SummaryWriter
 
 from onebest.errors import ConfigError, DataError, ModelError
-from onebest_training.checkpoint import Checkpoint, load
+from onebest_training.checkpoint import Checkpoint, Position, load
 from onebest_training.config import TrainConfig
 from onebest_training.runlog import RunLog
 from onebest_training.trainer import Trainer
@@ -238,6 +240,19 @@ def test_a_disk_too_full_for_the_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log.jsonl: cannot be written \(No space left on device\)"):
         RunLog(tmp_path, 1)
     assert len(read_log(tmp_path)) == 2
+
+
+def test_a_disk_too_full_for_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(board: SummaryWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run_log = RunLog(tmp_path, 0)
+    for name in ("flush", "close"):
+        monkeypatch.setattr(SummaryWriter, name, full)
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be written \(No space left on device\)"):
+        run_log.write(Position(), {"loss": 1.0})
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be written \(No space left on device\)"):
+        run_log.close()
 
 
 def test_two_processes_do_not_train_in_one_folder(config: TrainConfig, tmp_path: Path) -> None:

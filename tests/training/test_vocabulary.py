@@ -80,6 +80,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
     words = ["vocabulary", str(tmp_path / "a.txt"), "--size", "30", "--output"]
     assert main([*words, "/dev/full"]) == 1
     assert "/dev/full: cannot be written" in capsys.readouterr().err
+    (tmp_path / "bpe.model.partial").symlink_to("/dev/full")
+    assert main([*words, str(tmp_path / "bpe.model")]) == 1
+    assert not (tmp_path / "bpe.model").exists()
     assert main([*words, str(tmp_path / "none" / "bpe.model")]) == 1
     assert "none: no such folder" in capsys.readouterr().err
 

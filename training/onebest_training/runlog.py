@@ -61,7 +61,8 @@ class RunLog:
     def __init__(self, folder: Path, step: int):
         self._path = folder / "log.jsonl"
         self._drop_rows_after(step)
-        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+        with writing(folder):
+            self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def _drop_rows_after(self, step: int) -> None:
         if not self._path.exists():
@@ -86,14 +87,20 @@ class RunLog:
         }
         with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(name, value, position.step)
-        self._board.flush()
+        with writing(self._path.parent):
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, position.step)
+            self._board.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        self._board.close()
+        """Close TensorBoard's file.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        with writing(self._path.parent):
+            self._board.close()
 
 
 class Sum(NamedTuple):

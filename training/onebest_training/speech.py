@@ -131,6 +131,9 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: it cannot be written; what was written of it no longer takes up the disk.
     """
+    if path.exists() and not path.is_file():  # as a pipe, whose place nothing takes
+        path.write_bytes(content)
+        return
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from onebest.errors import DataError
-from onebest_training.speech import BEGUN_ANEW, writing
+from onebest_training.speech import BEGUN_ANEW, replace_file, writing
 
 #: Label of a letter that the vocabulary lacks.
 UNKNOWN = 2
@@ -44,7 +44,7 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
     except (RuntimeError, OSError, ValueError) as error:  # ValueError for a size beyond 32 bits
         raise DataError(f"no vocabulary of {size} pieces can be made of these texts: {error}") from error
     with writing(path, BEGUN_ANEW):
-        path.write_bytes(model.getvalue())
+        replace_file(path, model.getbuffer())
 
 
 class TextEncoder:

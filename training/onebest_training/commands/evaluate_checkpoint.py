@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onebest_training.checkpoint import load_model
     from onebest_training.decode import measure
     from onebest_training.parallel import set_threads
-    from onebest_training.speech import BEGUN_ANEW, require_writable, writing
+    from onebest_training.speech import BEGUN_ANEW, replace_file, require_writable, writing
     from onebest_training.strict import require
     from onebest_training.transducer import BLANK
 
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         sizes = {"chunk_ms": arguments.chunk_ms, "right_ms": arguments.right_ms}
         content = {"checkpoint": str(arguments.checkpoint), **sizes, "rows": rows}
         with writing(arguments.json, BEGUN_ANEW):
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+            replace_file(arguments.json, f"{json.dumps(content, indent=1)}\n".encode())
     return 0
 
 

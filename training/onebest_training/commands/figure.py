@@ -40,10 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     make_folder(output.parent)
     require_writable(output)
     with writing(output, BEGUN_ANEW):
-        if output.exists() and not output.is_file():  # as a pipe, whose place nothing takes
-            output.write_bytes(drawn.getbuffer())
-        else:
-            replace_file(output, drawn.getbuffer())
+        replace_file(output, drawn.getbuffer())
     return 0
 
 
