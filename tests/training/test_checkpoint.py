@@ -132,12 +132,29 @@ def test_a_head_that_not_all_have_is_not_in_the_mean(tmp_path: Path) -> None:
     assert both.config["model"]["embedding_width"] == 2
 
 
-@pytest.mark.parametrize("change", [{"tokens": b"others"}, {"average": {"a": torch.zeros(4)}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": b"others"},
+        {"average": {"a": torch.zeros(4)}},
+        {"config": {"model": {"encoder": {"heads": 12}}}},  # of the same weights
+    ],
+)
 def test_models_that_differ_are_not_averaged(tmp_path: Path, change: dict[str, Any]) -> None:
     save(replace(make_checkpoint(), **change), tmp_path / "other.pt")
     save(make_checkpoint(), tmp_path / "last.pt")
     with pytest.raises(ModelError, match=r"other.pt: its model or vocabulary is not that of .*last.pt"):
         average_models([tmp_path / "other.pt", tmp_path / "last.pt"])
+
+
+def test_a_mean_needs_to_know_the_models_but_not_how_they_were_trained(tmp_path: Path) -> None:
+    other, last = tmp_path / "other.pt", tmp_path / "last.pt"
+    save(make_checkpoint(), last)
+    save(replace(make_checkpoint(), config={"model": {"encoder": {"dropout": 0.5}}}), other)
+    assert average_models([other, last]).config == load(last).config
+    save(replace(make_checkpoint(), config={}), other)
+    with pytest.raises(ModelError, match=r"other.pt: not a whole checkpoint \('model'\)"):
+        average_models([other, last])
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

@@ -202,18 +202,32 @@ def average_models(paths: Sequence[Path]) -> Checkpoint:
         ModelError: one cannot be read, or its model or vocabulary is not the last one's.
     """
     found = [load(path) for path in paths]
+    models = [_model_at_work(checkpoint, path) for checkpoint, path in zip(found, paths, strict=True)]
     if len({checkpoint.config["model"].get("embedding_width", 0) for checkpoint in found}) > 1:
         found = [_without_embedding(checkpoint) for checkpoint in found]
     last = found[-1]
-    for path, checkpoint in zip(paths, found, strict=True):
+    for path, checkpoint, model in zip(paths, found, models, strict=True):
         shapes = [{n: value.shape for n, value in each.average.items()} for each in (checkpoint, last)]
-        if checkpoint.tokens != last.tokens or shapes[0] != shapes[1]:
+        if checkpoint.tokens != last.tokens or shapes[0] != shapes[1] or model != models[-1]:
             raise ModelError(f"{path}: its model or vocabulary is not that of {paths[-1]}.")
     average = {
         name: torch.stack([checkpoint.average[name].double() for checkpoint in found]).mean(0).float()
         for name in last.average
     }
     return replace(model_alone(last), average=average)
+
+
+def _model_at_work(checkpoint: Checkpoint, path: Path) -> ModelConfig:
+    """Return the configuration of a checkpoint's model without what counts in training alone.
+
+    Raises:
+        ModelError: there is none, or it is of another version of onebest.
+    """
+    try:
+        model = from_dict(ModelConfig, checkpoint.config["model"], "model")
+    except (KeyError, ConfigError) as error:
+        raise ModelError(f"{path}: not a whole checkpoint ({error}).") from error
+    return replace(model, embedding_width=0, encoder=replace(model.encoder, dropout=0.0, layer_drop=0.0))
 
 
 def of_embedding(name: str) -> bool:
