@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
+from lhotse import CutSet, MonoCut
 from small_encoders import SELF_SUPERVISED, WIDTH, save_self_supervised, save_whisper, torchaudio_model
 from tone_corpus import ToneCorpus
 from torch import Tensor, nn
@@ -112,6 +113,17 @@ def test_a_command_turns_transformers_whisper_into_first_weights(
     for name, value in read_whisper([whisper_folder]).items():
         assert torch.equal(found[name], value)
     assert found["stem.map.weight"].shape == (80, 80)
+
+
+def test_speech_of_no_use_for_first_weights_is_named(
+    whisper_folder: Path, corpus: ToneCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["convert-encoder", str(whisper_folder), "--output", str(tmp_path / "weights.pt"), "--speech"]
+    assert main([*words, str(corpus.manifest), "--minutes", "nan"]) == 1
+    assert "expected --minutes above 0, not nan" in capsys.readouterr().err
+    CutSet.from_cuts([MonoCut("silent", 0.0, 1.0, 0)]).to_file(tmp_path / "cuts.jsonl")
+    assert main([*words, str(tmp_path / "cuts.jsonl")]) == 1
+    assert "cut silent has no recording of its own" in capsys.readouterr().err
 
 
 def test_folders_that_hold_no_whisper_are_named(tmp_path: Path) -> None:
@@ -343,9 +355,9 @@ def test_frames_that_a_store_cannot_hold_are_refused(
 
 def test_a_cut_too_short_for_an_encoder_is_named(corpus: ToneCorpus, tmp_path: Path) -> None:
     save_self_supervised("wav2vec2", tmp_path / "model")
-    cut = next(iter(read_cuts(corpus.manifest))).truncate(duration=0.005)
+    cut = next(iter(read_cuts(corpus.manifest))).truncate(duration=0.015)
     name = f"transformers:{tmp_path / 'model'}"
-    with pytest.raises(DataError, match=rf"cut {cut.id}: 5 ms of audio are too short"):
+    with pytest.raises(DataError, match=rf"cut {cut.id}: 15 ms of audio are too short"):
         make_store([cut], tmp_path / "store", SampleAugmentation(), front_end=name)
 
 

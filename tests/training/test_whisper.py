@@ -209,5 +209,6 @@ def test_the_map_explains_some_of_whispers_features() -> None:
 
 
 def test_a_map_needs_speech() -> None:
-    with pytest.raises(DataError, match="no speech to fit"):
-        fit_feature_map([])
+    for utterances in ([], [noise(0.01)]):  # less than a window
+        with pytest.raises(DataError, match="no speech to fit"):
+            fit_feature_map(utterances)

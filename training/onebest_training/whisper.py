@@ -224,14 +224,15 @@ def whisper_features(samples: Tensor, bins: int = NUM_BINS) -> Tensor:
 
 
 def fit_feature_map(utterances: list[FloatArray]) -> tuple[Tensor, Tensor, float]:
-    """Fit Whisper's features as a linear map of ours by least squares.
+    """Fit Whisper's features as a linear map of ours by least squares, on utterances of a window or longer.
 
     Returns:
         The weight [80, 80], the bias [80], and the share of variance explained (R2).
 
     Raises:
-        DataError: there are no utterances.
+        DataError: there are no such utterances.
     """
+    utterances = [samples for samples in utterances if len(samples) >= _FFT_SAMPLES]
     if not utterances:
         raise DataError("no speech to fit the feature map on. Give a manifest with some.")
     ours, theirs = [], []

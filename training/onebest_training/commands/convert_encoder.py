@@ -28,20 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Rename the weights, fit the feature map, write both."""
 
-    from onebest.cuts import load_cuts, read_cuts
+    from onebest.cuts import load_cuts, read_cuts, sort_cuts
     from onebest.frontend import NUM_BINS
     from onebest_training.checkpoint import write
     from onebest_training.speech import require_writable
+    from onebest_training.strict import require
     from onebest_training.whisper import fit_feature_map, read_whisper
 
     require_writable(arguments.output)
+    require(arguments.minutes > 0, f"--minutes above 0, not {arguments.minutes}")
     weights = read_whisper(arguments.model)
     if (bins := weights["stem.conv1.weight"].shape[1]) != NUM_BINS:
         raise ModelError(
             f"{arguments.model[0]}: reads {bins} mel bins, but our features have {NUM_BINS}. Take a Whisper "
             "with as many."
         )
-    cuts = list(read_cuts(arguments.speech))
+    cuts = sort_cuts(read_cuts(arguments.speech))
     recordings = sorted({cut.recording.id for cut in cuts})
     random.Random(0).shuffle(recordings)
     order = {name: index for index, name in enumerate(recordings)}
