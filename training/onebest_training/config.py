@@ -28,7 +28,7 @@ LOSSES = (
     "sequence",
     "embedding",
 )
-#: Of a part of a model; a larger one is a slip of the pen, and would take all memory.
+#: Of what takes memory; a larger one is a slip of the pen, and would take all there is.
 LARGEST_SIZE = 2**16
 #: That torch takes.
 LARGEST_SEED = 2**64 - 1
@@ -155,7 +155,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         weights = self.default_weight, *self.weights.values()
-        require(min(weights) >= 0 and max(weights) < math.inf, "weights of 0 or more, and finite")
+        require(min(weights) >= 0 and max(weights) <= LARGEST_SIZE, f"weights from 0 to {LARGEST_SIZE}")
         require(self.labels in LABELS, f"labels to be one of {', '.join(LABELS)}, not {self.labels!r}")
         require(self.labels != "teacher" or self.targets != "", "targets where labels are the teacher's")
         require(self.labels != "silence" or self.targets == "", "no targets where labels are silence")
@@ -233,7 +233,8 @@ class AugmentConfig:
     join_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.noise_snr_db[0] <= self.noise_snr_db[1], "noise_snr_db from the lowest to the highest")
+        low, high = self.noise_snr_db
+        require(-math.inf < low <= high < math.inf, "noise_snr_db from the lowest to the highest, finite")
         require(self.volume >= 0 and 0 <= self.speed < 1, "volume of 0 or more, speed from 0 to 1")
         require(0 <= self.warp < 1, "a warp from 0 to 1")
         probabilities = (self.noise_probability, self.band_probability, self.join_probability)
