@@ -209,7 +209,10 @@ def _utterance(transcript: Path, name: str, text: str) -> Cut:
     audio = next((file for file in files if file.is_file()), None)
     if audio is None:
         raise DataError(f"{transcript}: {name} has no flac, wav, ogg or mp3 file beside it. Add one.")
-    recording: Any = Recording.from_file(audio, recording_id=name)
+    try:
+        recording: Any = Recording.from_file(audio, recording_id=name)
+    except Exception as error:  # as many as lhotse has readers
+        raise DataError(f"{audio}: cannot be read ({_reason(error)}). Repair or remove it.") from error
     cut = recording.to_cut()
     speaker = name.split("-")[0]
     cut.id = name

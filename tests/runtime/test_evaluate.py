@@ -207,6 +207,9 @@ def test_a_folder_like_librispeech(tmp_path, content, text):
     (folder / "19-198.trans.txt").write_text("19-198-0001 HELLO\n")
     with pytest.raises(DataError, match="19-198-0001 has no flac"):
         read_cuts(tmp_path)
+    (folder / "19-198-0001.wav").write_bytes(b"no audio")
+    with pytest.raises(DataError, match=r"19-198-0001\.wav: cannot be read \(Error opening .*Repair or"):
+        read_cuts(tmp_path)
 
 
 def test_the_options_of_the_search(evaluate):

@@ -60,6 +60,13 @@ def test_other_models_are_refused() -> None:
         TextEncoder(model.getvalue())
 
 
+def test_a_text_without_an_end_is_read(tmp_path: Path) -> None:
+    for name, texts in (("short", TEXTS * 300), ("long", [" ".join(TEXTS * 300)])):
+        train_vocabulary(texts, tmp_path / name, 30)
+    short, long = (TextEncoder((tmp_path / name).read_bytes()) for name in ("short", "long"))
+    assert long.pieces() == short.pieces()
+
+
 def test_the_command_reads_texts_plain_and_compressed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(TEXTS[:2]).upper())
     with gzip.open(tmp_path / "b.txt.gz", "wt") as file:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 
 import sentencepiece
 
 from onebest.errors import DataError
 from onebest_training.speech import BEGUN_ANEW, replace_file, writing
 
+#: Letters that sentencepiece takes at a time; it passes over longer texts in silence.
+LONGEST_TEXT = 4096
 #: Label of a letter that the vocabulary lacks.
 UNKNOWN = 2
 
@@ -23,7 +26,7 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
     Raises:
         DataError: the texts hold too little for so many pieces, or the file cannot be written.
     """
-    model, sentences = io.BytesIO(), iter(texts)
+    model, sentences = io.BytesIO(), _in_parts(texts)
     if (first := next(sentences, None)) is None:
         raise DataError("no text to make a vocabulary of. Expected at least one sentence.")
     try:
@@ -45,6 +48,11 @@ def train_vocabulary(texts: Iterable[str], path: Path, size: int = 500) -> None:
         raise DataError(f"no vocabulary of {size} pieces can be made of these texts: {error}") from error
     with writing(path, BEGUN_ANEW):
         replace_file(path, model.getbuffer())
+
+
+def _in_parts(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from wrap(text, LONGEST_TEXT) if len(text) > LONGEST_TEXT else [text]
 
 
 class TextEncoder:
