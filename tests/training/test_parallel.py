@@ -20,7 +20,7 @@ from onebest_training import trainer as trainer_module
 from onebest_training.batches import Batch, PassDataset
 from onebest_training.checkpoint import Checkpoint, load
 from onebest_training.config import AugmentConfig, LossConfig, TrainConfig
-from onebest_training.parallel import Processes
+from onebest_training.parallel import Processes, find_device
 from onebest_training.trainer import Trainer
 
 MAIN = "import sys, onebest.cli; sys.exit(onebest.cli.main(sys.argv[1:]))"
@@ -151,3 +151,14 @@ def test_batches_that_cannot_be_shared_evenly_are_refused(
     monkeypatch.setattr(Processes, "__init__", lambda self, name: self.__dict__.update(of_two))
     with pytest.raises(ConfigError, match="accumulation is 3, which 2 processes cannot share"):
         Trainer(tiny_config(corpus, make_stage("a", 1), accumulation=3), tmp_path)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"device 'cuda:2': torch finds 2 here, from cuda:0 to cuda:1"):
+        find_device("cuda:2")
+    monkeypatch.setattr("os.environ", {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"})
+    with pytest.raises(ConfigError, match="device 'cuda:2': torch finds 2 here"):
+        Processes("cuda")

@@ -40,7 +40,7 @@ class Processes:
         if self.size == 1:
             return
         if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            self.device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
             torch.cuda.set_device(self.device)
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
@@ -113,4 +113,6 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r}: expected cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: torch finds no CUDA device here. Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"device {name!r}: torch finds {count} here, from cuda:0 to cuda:{count - 1}.")
     return device
