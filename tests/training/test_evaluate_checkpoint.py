@@ -209,3 +209,11 @@ def test_a_place_for_the_rows_is_sought_before_anything_is_measured(
     words = ["evaluate-checkpoint", str(tmp_path / "a.pt"), str(corpus.dev), "--json"]
     assert main([*words, str(tmp_path / "none" / "rows.json")]) == 1
     assert "none: no such folder" in capsys.readouterr().err
+
+
+def test_speech_without_text_is_named_before_features_are_made(
+    corpus: ToneCorpus, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = corpus.manifest.parents[1] / "noise" / "cuts.jsonl.gz"
+    assert main(["evaluate-checkpoint", str(checkpoint), str(manifest)]) == 1
+    assert f"{manifest}: no text in it. Expected" in capsys.readouterr().err

@@ -157,6 +157,9 @@ def test_first_weights_that_do_not_fit_are_refused(
 def test_a_vocabulary_that_does_not_fit_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no vocabulary there"):
         Trainer(replace(config, data=replace(config.data, tokens="gone.model")), tmp_path)
+    (tmp_path / "bad.model").write_bytes(b"no model")
+    with pytest.raises(DataError, match=r"bad\.model: not a sentencepiece model"):
+        Trainer(replace(config, data=replace(config.data, tokens=str(tmp_path / "bad.model"))), tmp_path)
     with pytest.raises(ConfigError, match=r"has 16 pieces, but model.vocabulary_size is 17"):
         Trainer(replace(config, model=replace(config.model, vocabulary_size=17)), tmp_path)
 

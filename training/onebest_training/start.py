@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from onebest.errors import ConfigError, DataError
+from onebest.errors import ConfigError
 from onebest_training import checkpoint as checkpoints
+from onebest_training import vocabulary
 from onebest_training.config import TrainConfig
 from onebest_training.encoder import Block, Encoder
 from onebest_training.transducer import Transducer
@@ -18,15 +19,11 @@ def read_tokens(config: TrainConfig) -> tuple[bytes, TextEncoder]:
     """Return a run's vocabulary, as stored and ready for use.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is damaged.
         ConfigError: its size is not the model's.
     """
     path, size = Path(config.data.tokens), config.model.vocabulary_size
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: no vocabulary there. Make one with: onebest vocabulary") from error
-    tokens = TextEncoder(model)
+    model, tokens = vocabulary.read_tokens(path)
     if len(tokens) != size:
         raise ConfigError(f"{path} has {len(tokens)} pieces, but model.vocabulary_size is {size}.")
     return model, tokens

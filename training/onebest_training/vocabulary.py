@@ -91,8 +91,8 @@ class TextEncoder:
         return [self._processor.id_to_piece(index) for index in range(len(self))]
 
 
-def read_tokens(path: Path) -> TextEncoder:
-    """Read a vocabulary.
+def read_tokens(path: Path) -> tuple[bytes, TextEncoder]:
+    """Read a vocabulary; return it as stored and ready for use.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -101,4 +101,7 @@ def read_tokens(path: Path) -> TextEncoder:
         model = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: no vocabulary there. Make one with: onebest vocabulary") from error
-    return TextEncoder(model)
+    try:
+        return model, TextEncoder(model)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error

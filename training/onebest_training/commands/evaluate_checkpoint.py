@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onebest.cli import Command
 from onebest.delay import DELAY_HEADING, format_delay, summarize
+from onebest.errors import DataError
 from onebest.results import FRAME_MS
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _load(
     from onebest_training.config import DataConfig, SourceConfig
     from onebest_training.decode import dev_batches
     from onebest_training.features import SAMPLES, FeatureStore, SampleAugmentation, make_store
+    from onebest_training.speech import cut_text
     from onebest_training.utterances import load_dev
 
     with cleaned_up(), tempfile.TemporaryDirectory() as folder:
@@ -163,6 +165,8 @@ def _load(
             trains_along = encoder.pretrained and not encoder.frozen
             front_end = SAMPLES if trains_along else encoder.pretrained
             cuts = _first(list(read_cuts(arguments.source)), arguments.limit)
+            if not any(map(cut_text, cuts)):
+                raise DataError(f"{arguments.source}: no text in it. Expected cuts with text.")
             make_store(cuts, store, SampleAugmentation(), front_end=front_end)
         FeatureStore(store).check_front_end(encoder, digest)
         targets = str(arguments.targets) if arguments.targets else ""

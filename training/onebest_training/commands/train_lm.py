@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     set_threads(arguments.threads)
     _check_sizes(arguments)
-    tokens = read_tokens(arguments.tokens)
+    _, tokens = read_tokens(arguments.tokens)
     require_writable(arguments.output)
     start = _read_start(arguments, tokens)
     sentences = _read_sentences(arguments.sources, tokens)
