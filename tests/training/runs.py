@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,26 @@ def write_toml(config: TrainConfig, path: Path) -> Path:
     return path
 
 
-@contextmanager
-def another_process_in(folder: Path) -> Iterator[None]:
+def another_process_in(folder: Path) -> AbstractContextManager[None]:
     """One that writes into a folder, until it is killed at the end."""
-    code = """
+    return _another_process("alone_in", folder)
+
+
+def another_process_with(path: Path) -> AbstractContextManager[None]:
+    """One that works on a file, until it is killed at the end."""
+    return _another_process("alone_with", path)
+
+
+@contextmanager
+def _another_process(function: str, path: Path) -> Iterator[None]:
+    code = f"""
 import pathlib, sys
-from onebest_training.speech import alone_in
-with alone_in(pathlib.Path(sys.argv[1])):
+from onebest_training.speech import {function}
+with {function}(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.read()
 """
-    command = [sys.executable, "-c", code, str(folder)]
+    command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"

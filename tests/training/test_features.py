@@ -135,7 +135,7 @@ def test_a_full_disk_is_named(corpus: ToneCorpus, tmp_path: Path) -> None:
 def test_two_processes_do_not_make_one_store(corpus: ToneCorpus, tmp_path: Path) -> None:
     cuts = list(read_cuts(corpus.manifest))[:2]
     with another_process_in(tmp_path / "store.partial"):
-        with pytest.raises(DataError, match=r"store\.partial: another process writes into it"):
+        with pytest.raises(DataError, match=r"store\.partial: another process writes it"):
             make_store(cuts, tmp_path / "store", SampleAugmentation())
         assert [path.name for path in tmp_path.rglob("*")] == ["store.partial", "lock"]
     make_store(cuts, tmp_path / "store", SampleAugmentation())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import another_process_with
 from tone_corpus import ToneCorpus
 
 from onebest.cli import main
@@ -128,6 +129,9 @@ def test_the_command_looks_for_what_was_stopped(
     said = capsys.readouterr()
     assert f"{stopped}: going on from there" in said.out
     assert "Remove it to begin anew" in said.err
+    with another_process_with(tmp_path / "lm.pt"):
+        assert main([*arguments, "--output", str(tmp_path / "lm.pt")]) == 1
+        assert "lm.pt: another process writes it" in capsys.readouterr().err
     stopped.unlink()
     assert main([*arguments, "--output", str(tmp_path / "lm.pt"), "--passes", "1"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["lm.pt"]

@@ -264,7 +264,7 @@ def test_two_processes_do_not_make_targets_in_one_folder(
     production: Production, whole: Path, tmp_path: Path
 ) -> None:
     with another_process_in(tmp_path):
-        with pytest.raises(DataError, match="another process writes into it"):
+        with pytest.raises(DataError, match="another process writes it"):
             produce(production, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     produce(production, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import soundfile
 from lhotse import CutSet
+from runs import another_process_with
 from tone_corpus import ToneCorpus
 
 from onebest.cuts import read_cuts
@@ -132,6 +133,15 @@ def test_a_manifest_that_could_not_be_written_is_refused_before_anything_is_hear
     with pytest.raises(DataError, match=r"folder.jsonl is a folder"):
         label(read_cuts(corpus.manifest), parrot, tmp_path / "folder.jsonl", Filters())
     assert parrot.heard == 0
+
+
+def test_two_processes_do_not_write_one_manifest(corpus: ToneCorpus, tmp_path: Path) -> None:
+    output, parrot = tmp_path / "labelled.jsonl.gz", Parrot()
+    with another_process_with(output), pytest.raises(DataError, match="another process writes it"):
+        label(read_cuts(corpus.manifest), parrot, output, Filters())
+    assert parrot.heard == 0
+    assert label(read_cuts(corpus.manifest), parrot, output, Filters()) == 48
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, f"{output.name}.journal"}
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_a_disk_too_full_for_tensorboard_is_named(tmp_path: Path, monkeypatch: p
 
 def test_two_processes_do_not_train_in_one_folder(config: TrainConfig, tmp_path: Path) -> None:
     with another_process_in(tmp_path):
-        with pytest.raises(DataError, match="another process writes into it"):
+        with pytest.raises(DataError, match="another process writes it"):
             Trainer(config, tmp_path).run()
         assert not (tmp_path / "checkpoint.pt").exists()
     Trainer(config, tmp_path).run()

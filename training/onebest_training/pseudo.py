@@ -25,6 +25,7 @@ from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
 from onebest.normalize import normalize_text
 from onebest_training.speech import (
+    alone_with,
     in_order,
     load_usable,
     log_left_out,
@@ -197,16 +198,28 @@ def label(
 
     Raises:
         ConfigError: the output is not named like a manifest, or batch_seconds is not above 0.
-        DataError: a cut has no audio, the journal is of other settings, a file cannot be written, or no cut
-            gets a label.
+        DataError: a cut has no audio, the journal is of other settings, another process writes it, a file
+            cannot be written, or no cut gets a label.
     """
-    from lhotse.cut.set import CutSet
-
     require(output.name.endswith(_MANIFESTS), f"{output} to end in {' or '.join(_MANIFESTS)}")
     require(batch_seconds > 0, f"batch_seconds above 0, not {batch_seconds}")
     ordered = in_order(cuts)
     make_folder(output.parent)
     require_writable(output)
+    with alone_with(output):
+        return _label(ordered, transcriber, output, filters, progress, batch_seconds)
+
+
+def _label(
+    ordered: list[Cut],
+    transcriber: Transcriber,
+    output: Path,
+    filters: Filters,
+    progress: Callable[[float], None],
+    batch_seconds: float,
+) -> int:
+    from lhotse.cut.set import CutSet
+
     journal = Journal(output.with_name(output.name + ".journal"), transcriber.settings)
     left_out: Counter[str] = Counter()
     usable = [cut for cut in ordered if MIN_SECONDS <= cut.duration <= MAX_SECONDS]

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -147,35 +147,44 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[Path]:
-    """Keep other processes from writing into a folder; the end of this one lets them in, a kill as well.
-
-    The folder is made where there is none. A file system without locks keeps nobody out.
-
-    Yields:
-        The file in it that is locked, which is gone at the end.
+def alone_in(folder: Path) -> AbstractContextManager[Path]:
+    """Keep other processes from writing into a folder, which is made where there is none; see ``_alone``.
 
     Raises:
         DataError: another process writes into it, or it cannot be written into.
     """
     make_folder(folder)
-    path = folder / "lock"
-    with writing(path):
-        path.touch()
+    return _alone(folder, folder / "lock")
+
+
+def alone_with(path: Path) -> AbstractContextManager[Path]:
+    """Keep other processes from working on a file that is to be written; see ``_alone``.
+
+    Raises:
+        DataError: another process does, or nothing can be written beside it.
+    """
+    return _alone(path, path.with_name(path.name + ".lock"))
+
+
+@contextmanager
+def _alone(place: Path, lock: Path) -> Iterator[Path]:
+    """Hold a lock, which is a file that is gone at the end; a kill leaves it there, but nobody held up.
+
+    A file system without locks keeps nobody out.
+    """
+    with writing(lock):
+        lock.touch()
     if sys.platform == "win32":  # has other locks, and removes no file that is open
-        yield path
-        path.unlink(missing_ok=True)
+        yield lock
+        lock.unlink(missing_ok=True)
         return
-    with open(path, "ab") as file:
+    with open(lock, "ab") as file:
         if _is_held(file):
-            raise DataError(
-                f"{folder}: another process writes into it. Wait for its end, or give another folder."
-            )
+            raise DataError(f"{place}: another process writes it. Wait for its end, or name another place.")
         try:
-            yield path
+            yield lock
         finally:
-            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def _is_held(file: IO[bytes]) -> bool:

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Gather the text, train under a progress bar, write the model; what was stopped goes on."""
     from onebest_training.language_model import save_language_model
     from onebest_training.parallel import set_threads
-    from onebest_training.speech import require_writable
+    from onebest_training.speech import alone_with, require_writable
     from onebest_training.vocabulary import read_tokens
 
     set_threads(arguments.threads)
@@ -72,11 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     start = _read_start(arguments, tokens)
     sentences = _read_sentences(arguments.sources, tokens)
     checkpoint = Path(f"{arguments.output}.checkpoint")
-    if checkpoint.exists():
-        print(f"{checkpoint}: going on from there")
-    model, perplexity = _train(arguments, start, sentences, checkpoint)
-    save_language_model(model, tokens, arguments.output)
-    checkpoint.unlink(missing_ok=True)
+    with alone_with(arguments.output):
+        if checkpoint.exists():
+            print(f"{checkpoint}: going on from there")
+        model, perplexity = _train(arguments, start, sentences, checkpoint)
+        save_language_model(model, tokens, arguments.output)
+        checkpoint.unlink(missing_ok=True)
     count = sum(p.numel() for p in model.parameters())
     print(f"{arguments.output}: {count:,} weights, perplexity {perplexity:.1f} a token on held-out sentences")
     return 0
