@@ -1,5 +1,7 @@
 """Samples of many cuts, past recordings and cuts that cannot be used: each of them is named and counted.
 
+Files are written whole or not at all, by one process at a time.
+
 Axis legend: S samples.
 """
 
@@ -179,7 +181,7 @@ def _alone(place: Path, lock: Path) -> Iterator[Path]:
         lock.unlink(missing_ok=True)
         return
     with open(lock, "ab") as file:
-        if _is_held(file):
+        if _is_held(file) or not os.fstat(file.fileno()).st_nlink:  # gone: its process has just ended
             raise DataError(f"{place}: another process writes it. Wait for its end, or name another place.")
         try:
             yield lock
