@@ -71,7 +71,7 @@ def sort_cuts(cuts: Iterable[Cut]) -> list[Cut]:
             raise DataError(
                 f"cut {cut.id} has no recording of its own. Expected a manifest of cuts with audio."
             )
-    return sorted(cuts, key=lambda cut: (cut.recording.id, cut.start))
+    return sorted(cuts, key=lambda cut: (cut.recording.id, str(cut.recording.sources[0].source), cut.start))
 
 
 def load_cuts(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, FloatArray]]:
@@ -83,7 +83,7 @@ def load_cuts(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, FloatArray]]:
         DataError: a recording is missing, damaged or shorter than its cuts say, or lacks a channel that one
             names; the message names it.
     """
-    for _, members in groupby(cuts, key=lambda cut: cut.recording.id):
+    for _, members in groupby(cuts, key=lambda cut: cut.recording):  # others may have its name
         whole, rate = None, 0
         for cut in members:
             if whole is None:

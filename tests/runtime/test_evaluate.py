@@ -169,6 +169,17 @@ def test_a_recording_is_decoded_once(manifest, monkeypatch):
     assert {len(found) for found in samples.values()} == {24000}
 
 
+def test_recordings_of_one_name_are_told_apart(tmp_path):
+    cuts = []
+    for name, seed in (("a", 1), ("b", 2)):
+        soundfile.write(tmp_path / f"{name}.wav", make_audio(1.0, seed), 16000, subtype="FLOAT")
+        cut = Recording.from_file(tmp_path / f"{name}.wav", recording_id="same").to_cut()
+        cuts += [cut.truncate(offset=offset, duration=0.5) for offset in (0.0, 0.5)]
+    found = [samples for _, samples in load_cuts(sort_cuts(cuts[::-1]))]
+    np.testing.assert_allclose(np.concatenate(found[:2]), make_audio(1.0, 1), atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(found[2:]), make_audio(1.0, 2), atol=1e-6)
+
+
 def test_a_channel_is_the_cuts_own(tmp_path, recognizer):
     left, right = make_audio(1.0, 1), make_audio(1.0, 2)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
