@@ -30,6 +30,8 @@ LOSSES = (
 )
 #: Of what takes memory; a larger one is a slip of the pen, and would take all there is.
 LARGEST_SIZE = 2**16
+#: Of processes that prepare batches.
+MOST_WORKERS = 1024
 #: That torch takes.
 LARGEST_SEED = 2**64 - 1
 #: Those that look at the sound alone.
@@ -197,6 +199,7 @@ class DataConfig:
         require(min(self.batch_seconds, self.max_seconds) > 0, "batch_seconds and max_seconds above 0")
         require(min(self.tail_frames, self.workers) >= 0, "tail_frames and workers of 0 or more")
         require(self.tail_frames <= LARGEST_SIZE, f"tail_frames up to {LARGEST_SIZE}, not {self.tail_frames}")
+        require(self.workers <= MOST_WORKERS, f"workers up to {MOST_WORKERS}, not {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -445,6 +448,7 @@ class TrainConfig:
         require(
             self.accumulation > 0 and self.keep_steps >= 0, "an accumulation above 0, keep_steps of 0 or more"
         )
+        require(self.accumulation <= LARGEST_SIZE, f"an accumulation up to {LARGEST_SIZE}")
         require(0 <= self.average_decay < 1, "average_decay from 0 to 1")
         require(self.gradient_clip > 0, "gradient_clip above 0")
         require(min(self.weight_decay, self.checkpoint_minutes) >= 0, "a decay and minutes of 0 or more")
