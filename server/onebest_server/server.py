@@ -185,14 +185,14 @@ class Server:
         with binding(host, self.port):
             self._listeners.append(await serve(self._converse, host, self.port, **options))
         self.port = self._listeners[0].sockets[0].getsockname()[1]
-        if self._peers is not None:
+        if self.wyoming_port is not None:
+            with binding(host, self.wyoming_port):
+                self.wyoming_port = await self._wyoming.start(host, self.wyoming_port, shared)
+        if self._peers is not None:  # last: this socket says that the ports are bound
             path = peer_path(self._peers, self._worker)
             path.unlink(missing_ok=True)
             unpinged = self._options() | {"ping_interval": None}  # the worker at the client pings it
             self._listeners.append(await unix_serve(self._converse, str(path), **unpinged))
-        if self.wyoming_port is not None:
-            with binding(host, self.wyoming_port):
-                self.wyoming_port = await self._wyoming.start(host, self.wyoming_port, shared)
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -25,6 +25,8 @@ from onebest_server.logs import set_up_logs
 from onebest_server.models import Models
 from onebest_server.server import Server, Settings, binding
 
+#: Called with the port and that of Wyoming, None where there is none.
+Announce = Callable[[int, int | None], None]
 #: A worker that ends sooner than this is started again after a pause.
 SHORTEST_LIFE_SECONDS = 10.0
 PAUSE_SECONDS = 2.0
@@ -46,7 +48,7 @@ def run_process(
     settings: Settings,
     worker: int = 0,
     peers: Path | None = None,
-    announce: Callable[[int], None] | None = None,
+    announce: Announce | None = None,
 ) -> None:
     """Serve in this process until one of ``stop_signals``, then drain; a later second one hurries."""
     set_up_logs()
@@ -75,7 +77,7 @@ def allow_files(count: int) -> None:
         _LOG.warning(f"{most} files may be open, too few for the limits of clients and handshakes")
 
 
-async def _serve(server: Server, announce: Callable[[int], None] | None) -> None:
+async def _serve(server: Server, announce: Announce | None) -> None:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
     told = 0.0
@@ -101,7 +103,7 @@ async def _serve(server: Server, announce: Callable[[int], None] | None) -> None
     await server.start()
     try:
         if announce is not None:
-            announce(server.port)
+            announce(server.port, server.wyoming_port)
         _LOG.info("serving")
         await stop.wait()
     finally:
@@ -142,11 +144,11 @@ class Supervisor:
         """The port that the workers share."""
         return self._settings.port
 
-    def run(self, announce: Callable[[int], None] | None = None) -> int:
+    def run(self, announce: Announce | None = None) -> int:
         """Run until one of ``stop_signals``; return 0 if every worker then ended well.
 
         Args:
-            announce: called with the port once a worker takes clients.
+            announce: called with the ports once a worker takes clients.
         """
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
         for number in stop_signals():
@@ -156,8 +158,8 @@ class Supervisor:
             while not self._wishes and self._short_lives < MOST_SHORT_LIVES:
                 self._start_due()
                 self._watch()
-                if announce is not None and any(self._folder.glob("*.sock")):  # bound behind the port
-                    announce(self.port)
+                if announce is not None and any(self._folder.glob("*.sock")):  # bound behind the ports
+                    announce(self.port, self._settings.wyoming_port)
                     announce = None
             return self._end()
         except BaseException:
@@ -240,12 +242,12 @@ def _hold_port(host: str, port: int) -> socket.socket:
         return holder
 
 
-def run_server(settings: Settings, announce: Callable[[int], None]) -> int:
+def run_server(settings: Settings, announce: Announce) -> int:
     """Serve with as many processes as the settings say; return the exit status.
 
     Args:
         settings: see ``Settings``.
-        announce: called with the port once clients may connect.
+        announce: called with the ports once clients may connect.
     """
     if settings.workers == 1:
         run_process(settings, announce=announce)

@@ -75,6 +75,14 @@ def is_ready(port):
         return False
 
 
+def is_bound(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
 def wait_until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -286,7 +294,7 @@ def test_two_servers_do_not_share_a_port(tiny_folder, capsys):
 
 
 def test_the_threads_end_where_nobody_can_be_told_the_port(tiny_folder):
-    def announce(port):
+    def announce(port, wyoming_port):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
@@ -296,13 +304,14 @@ def test_the_threads_end_where_nobody_can_be_told_the_port(tiny_folder):
 
 @pytest.mark.parametrize("options", [(), ("--workers", 2)])
 def test_clients_may_connect_once_the_address_is_told(tiny_folder, options):
-    command = [ONEBEST, "serve", "--port", "0", "--model", tiny_folder, *options]
+    command = [ONEBEST, "serve", "--port", "0", "--wyoming-port", "0", "--model", tiny_folder, *options]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
         port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
-        may_connect = is_ready(port)
+        wyoming_port = int(re.search(r"Wyoming .* (\d+)\.", process.stdout.readline())[1])
+        may_connect = is_ready(port), is_bound(wyoming_port)
         process.terminate()
         assert process.wait(20) == 0
-        assert may_connect
+        assert may_connect == (True, True)
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", 2)])

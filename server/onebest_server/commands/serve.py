@@ -73,9 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
             "and no token is set; see --token-file",
             file=sys.stderr,
         )
-    return run_server(
-        settings, lambda port: print(f"Open {page_address(settings, port)} in a browser.", flush=True)
-    )
+
+    def announce(port: int, wyoming_port: int | None) -> None:
+        print(f"Open {page_address(settings, port)} in a browser.", flush=True)
+        if wyoming_port is not None:
+            print(f"Clients of Wyoming connect to port {wyoming_port}.", flush=True)
+
+    return run_server(settings, announce)
 
 
 def page_address(settings: Settings, port: int) -> str:
