@@ -252,13 +252,13 @@ class Server:
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Stop without losing a text: no new clients; running ones may end, then get what they have.
 
+        Until the last of them has left, who asks is told that the server is not ready any more.
+
         Args:
             hurry: once set, running clients are not waited for.
         """
         self._front.draining = True
         self._wyoming.close()
-        for listener in self._listeners:
-            listener.close(close_connections=False)
         self.sessions.finish_all(GOING_AWAY, SHUTTING_DOWN, busy=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.drain_seconds):

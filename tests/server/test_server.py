@@ -450,15 +450,20 @@ class TestDrain:
                 await until(lambda: server.sessions.busy)
                 draining = asyncio.create_task(server.drain())
                 await asyncio.sleep(0.1)
-                with pytest.raises(OSError):
+                with pytest.raises(InvalidStatus) as refused:
                     await connect(url(server))
+                paths = "/readyz", "/healthz"
+                probes = [await asyncio.to_thread(get_status, server, path) for path in paths]
                 await socket.send(audio[8000:].tobytes())
                 await socket.send("Done")
                 messages = [message async for message in socket]
                 await draining
-                return messages
+                with pytest.raises(OSError):
+                    await connect(url(server))
+                return messages, refused.value.response.status_code, probes
 
-        messages = asyncio.run(run())
+        messages, refusal, probes = asyncio.run(run())
+        assert (refusal, probes) == (503, [503, 200])
         assert messages[-1] == "Done!"
         assert [json.loads(messages[-2])["text"]] == say(audio)
 
