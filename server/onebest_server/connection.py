@@ -81,6 +81,7 @@ class ClientConnection(ServerConnection):
     doorway: Doorway
     on_pong: Callable[[], None]
     on_lost: Callable[[], None]
+    _has_data = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection; one too many gets 503."""
@@ -90,7 +91,8 @@ class ClientConnection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a request that could have a body, which the library hangs up on, gets 405."""
-        if self.request is None and _OTHER_METHOD.match(data):
+        is_first, self._has_data = not self._has_data, True
+        if is_first and _OTHER_METHOD.match(data):
             allowed = {"Allow": "GET, HEAD"}
             self._refuse(respond(HTTPStatus.METHOD_NOT_ALLOWED, "Expected GET.", more=allowed))
         else:

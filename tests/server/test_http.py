@@ -51,6 +51,23 @@ def test_methods_that_change_something(serving, method, body):
     assert (response.status, response.headers["Allow"], text) == (405, "GET, HEAD", b"Expected GET.\n")
 
 
+@pytest.mark.parametrize("cut", [1, len(b"GET /healthz HTTP/1.1\r\nReferer: ")])
+def test_a_request_that_comes_in_pieces(serving, cut):
+    request = b"GET /healthz HTTP/1.1\r\nReferer: POST /\r\n\r\n"
+
+    async def run():
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(request[:cut])
+            await asyncio.sleep(0.1)  # so that the server finds two
+            writer.write(request[cut:])
+            status = await reader.readline()
+            writer.close()
+            return status
+
+    assert asyncio.run(run()) == b"HTTP/1.1 200 OK\r\n"
+
+
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/onebest", "/nothing"])
 def test_an_answer_to_head_has_no_body(serving, path):
     async def run():
