@@ -36,14 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the subcommand that the arguments name; return the exit status."""
     _prepare_output()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    module = _find_module(words[0]) if words else None
-    if module:
-        status = _run(words[0], module, words[1:])
-        if arguments is None:
-            gc.freeze()  # the process ends: what is left need not be searched for cycles
-        return status
-    _overview(sorted(_installed_modules())).parse_args(words)
-    return 2
+    try:
+        module = _find_module(words[0]) if words else None
+        if module:
+            status = _run(words[0], module, words[1:])
+            if arguments is None:
+                gc.freeze()  # the process ends: what is left need not be searched for cycles
+            return status
+        _overview(sorted(_installed_modules())).parse_args(words)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # so says a library that was being loaded
+            return 130
+        raise
 
 
 def _prepare_output() -> None:
@@ -107,8 +114,6 @@ def _run(name: str, module: str, words: list[str]) -> int:
         advice = f"Install what it needs: pip install 'onebest[{extra}]'"
         print(f"onebest {name}: {error}. {advice}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 141

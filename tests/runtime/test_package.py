@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import onebest
+from onebest.cli import main
 
 ROOT = Path(onebest.__file__).parents[1]
 MODULES = sorted(
@@ -123,3 +124,29 @@ def test_a_command_starts_no_threads_of_numpy_s_unless_told(choice, expected):
         [sys.executable, "-c", code], env={**rest, **choice}, capture_output=True, check=True
     )
     assert int(done.stdout) == min(expected, len(os.sched_getaffinity(0)))
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def interrupt_a_library(*_):
+    raise ImportError("initialization failed") from KeyboardInterrupt()
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [("_find_module", interrupt), ("import_module", interrupt), ("import_module", interrupt_a_library)],
+)
+def test_a_command_that_is_interrupted_while_it_loads_ends_quietly(monkeypatch, where, how):
+    monkeypatch.setattr(f"onebest.cli.{where}", how)
+    assert main(["transcribe", "missing.wav"]) == 130
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch):
+    def fail(_):
+        raise ImportError("no symbol")
+
+    monkeypatch.setattr("onebest.cli.import_module", fail)
+    with pytest.raises(ImportError, match="no symbol"):
+        main(["transcribe", "missing.wav"])
