@@ -364,6 +364,20 @@ class TestClear:
         started = sent(protocol.handle(Stepped((), HELLO, 2.0)))[0]
         assert started["audio_start_ms"] == round(seconds * 1000) + 1000
 
+    @pytest.mark.parametrize("size", [0, 1])
+    def test_the_buffer_is_empty_until_it_has_a_sample(self, size):
+        protocol = make()
+        assert append(protocol, np.zeros(size, np.uint8)) == []
+        changed = update(protocol, format={"type": "audio/pcm", "rate": 8000})
+        assert kinds(sent(changed)) == ["session.updated"]
+        assert samples_of(append(protocol)) == [[100, -100]]
+
+    def test_half_a_sample_is_cleared(self):
+        protocol = make()
+        append(protocol, np.zeros(1, np.uint8))
+        say(protocol, "input_audio_buffer.clear")
+        assert samples_of(append(protocol)) == [[100, -100]]
+
     def test_nothing_to_clear(self):
         assert kinds(sent(say(make(), "input_audio_buffer.clear"))) == ["cleared"]
 

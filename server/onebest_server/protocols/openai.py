@@ -181,6 +181,8 @@ class OpenaiProtocol(Protocol):
         if data is None:
             raise Refusal("Expected audio to be base64 of samples in the session's format.", "audio")
         samples = self._pcm.read(data)
+        if not len(samples):
+            return []
         begin = [] if self._open is not None else [self._begin()]
         assert self._open is not None
         self._open.samples += len(samples)
@@ -207,6 +209,7 @@ class OpenaiProtocol(Protocol):
     def _clear(self) -> list[Action]:
         """Drop what is no turn yet; ``cleared`` follows when all turns before it are told."""
         if self._open is None:
+            self._pcm = PcmReader(self._configuration.format.encoding)
             return [self._tell_cleared()]
         self._open.cleared = True
         return self._end()
