@@ -31,7 +31,7 @@ import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from onebest.connecting import CONNECT_ERRORS, advise, describe, is_refusal
+from onebest.connecting import CONNECT_ERRORS, advise, describe, is_refusal, without_secrets
 from onebest.errors import OnebestError, StreamError
 from onebest.events import Event, FinalText, Notice, PartialText
 from onebest.outbox import Outbox
@@ -88,9 +88,7 @@ class AsyncClient:
         query = "&".join(filter(None, [parts.query, f"client={secrets.token_hex(8)}"]))
         path = PATH if parts.path in ("", "/") else parts.path
         self._url = urlunsplit(parts._replace(path=path, query=query))
-        self._address = urlunsplit(
-            parts._replace(path=path, query="")
-        )  # for people; the query may have a token
+        self._address = without_secrets(self._url)  # for people
         self._rate = sample_rate
         self._start = {
             "type": "start",
@@ -247,7 +245,7 @@ class AsyncClient:
             except CONNECT_ERRORS as error:
                 if is_refusal(error):
                     raise self._give_up(error) from error
-                await self._await_next_try(f"cannot be made ({self._describe(error)})", error)
+                await self._await_next_try(f"cannot be made ({describe(error)})", error)
 
     async def _await_next_try(self, problem: str, error: Exception) -> None:
         """Wait before a connection is made again, longer each time until a session is under way.
@@ -265,10 +263,7 @@ class AsyncClient:
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _give_up(self, error: Exception) -> ServerError:
-        return ServerError(f"{self._address}: {self._describe(error)}. {advise(error)}")
-
-    def _describe(self, error: Exception) -> str:
-        return describe(error).replace(self._url, self._address)
+        return ServerError(f"{self._address}: {describe(error)}. {advise(error)}")
 
     async def _greet(self, connection: ClientConnection) -> bool:
         """Start a session or resume the one there is; return False if that is gone."""

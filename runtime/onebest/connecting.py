@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 from websockets.exceptions import (
@@ -24,6 +25,8 @@ OF_NOBODY_KNOWN = (18, 19, 20, 21)
 IMPOSSIBLE = (ValueError, OverflowError, InvalidURI, InvalidProxy, InvalidHeader)
 #: What making a connection may raise.
 CONNECT_ERRORS = (OSError, EOFError, WebSocketException, *IMPOSSIBLE)
+#: Where an address may have a token or a password.
+_SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|[?#][^\s'\"]+")
 
 
 def is_refusal(error: Exception) -> bool:
@@ -37,7 +40,12 @@ def is_refusal(error: Exception) -> bool:
 
 def describe(error: Exception) -> str:
     """Return what happened; an error of a connection that is reset has no text, others end with a dot."""
-    return str(error).removesuffix(".") or "the server closed the connection"
+    return without_secrets(str(error)).removesuffix(".") or "the server closed the connection"
+
+
+def without_secrets(text: str) -> str:
+    """Return an address, or a text about one, without its user, query and fragment."""
+    return _SECRETS.sub("", text)
 
 
 def advise(error: Exception) -> str:

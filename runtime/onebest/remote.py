@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onebest.client import Client, ServerError
+from onebest.connecting import without_secrets
 from onebest.events import Event
 
 #: How long a server may be away before a recording ends for want of it.
 GIVE_UP_SECONDS = 600.0
 #: How long its first answer may take.
 FIRST_ANSWER_SECONDS = 5.0
+#: Of addresses that name none.
+PORTS = {"ws": 80, "wss": 443}
 #: Where the token stands that a server may ask for; ``onebest serve`` reads it there too.
 TOKEN_VARIABLE = "ONEBEST_TOKEN"
 
@@ -71,12 +74,16 @@ def check_server(url: str) -> None:
     Raises:
         ServerError: nobody does, or it is no address of a websocket.
     """
-    parts = urlsplit(url)
-    ports = {"ws": 80, "wss": 443}
-    if parts.scheme not in ports or not parts.hostname:
-        raise ServerError(f"Expected an address like ws://127.0.0.1:6006, got {url!r}.")
+    shown = without_secrets(url)
+    wrong = ServerError(f"Expected an address like ws://127.0.0.1:6006, got {shown!r}.")
     try:
-        address = (parts.hostname, parts.port or ports[parts.scheme])
-        socket.create_connection(address, FIRST_ANSWER_SECONDS).close()
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
+    except ValueError as error:
+        raise wrong from error
+    if not host or parts.scheme not in PORTS:
+        raise wrong
+    try:
+        socket.create_connection((host, port), FIRST_ANSWER_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ServerError(f"{url} cannot be reached: {error}. Does onebest serve run there?") from error
+        raise ServerError(f"{shown} cannot be reached: {error}. Does onebest serve run there?") from error

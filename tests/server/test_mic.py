@@ -81,9 +81,19 @@ def test_a_server_that_is_killed_and_comes_back(serve, sound_server, clip, tmp_p
 
 
 @pytest.mark.parametrize(
-    "address", ["ws://127.0.0.1:{port}", "http://127.0.0.1:{port}", "127.0.0.1", "ws://a:b"]
+    "address",
+    [
+        "ws://127.0.0.1:{port}?token=secret",
+        "http://127.0.0.1:{port}?token=secret",
+        "127.0.0.1?token=secret",
+        "ws://user:secret@127.0.0.1:{port}",
+        "ws://a:b",
+        "ws://[",
+    ],
 )
 def test_no_server_is_told_before_the_device_opens(address, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert main(["mic", "--server", address.format(port=find_port())]) == 1
-    assert re.search("cannot be reached|Expected an address", capfd.readouterr().err)
+    said = capfd.readouterr().err
+    assert re.search("cannot be reached|Expected an address", said)
+    assert "secret" not in said

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from tiny_model import make_audio
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Response
 
 from onebest.client import _MESSAGES, AsyncClient, Client, ServerError
 from onebest.connecting import advise
@@ -492,6 +494,21 @@ class TestClient:
                 return [event async for event in client]
 
         assert asyncio.run(run()) == []
+
+    def test_a_secret_of_a_redirection_is_not_told(self):
+        async def redirect(connection, request):
+            headers = Headers(Location="https://elsewhere.example/onebest?token=secret")
+            return Response(302, "Found", headers, b"")
+
+        async def run():
+            async with serve(lambda connection: None, "127.0.0.1", 0, process_request=redirect) as server:
+                port = server.sockets[0].getsockname()[1]
+                async with AsyncClient(f"ws://user:secret@127.0.0.1:{port}") as client:
+                    with pytest.raises(ServerError, match="example/onebest isn't a valid") as refused:
+                        [event async for event in client]
+            assert "secret" not in str(refused.value)
+
+        asyncio.run(run())
 
     def test_a_token_in_an_impossible_address_is_not_told(self):
         async def run():
