@@ -67,6 +67,9 @@ class TestAudio:
     def test_telephones(self, encoding, samples):
         assert samples_of(make(encoding=encoding).receive(b"\xff\x00")) == [samples]
 
+    def test_one_channel_needs_no_telling_apart(self):
+        assert samples_of(make(channels="1", multichannel="true").receive(INTS.tobytes())) == [[100, -100]]
+
     def test_channels_are_mixed(self):
         protocol = make(channels="2")
         samples = np.array([16384, 0, -16384, -16384], "<i2")

@@ -57,10 +57,10 @@ class DeepgramProtocol(Protocol):
             raise ProtocolError(
                 INVALID_DATA, f"encoding: expected {' or '.join(ENCODINGS)}, raw and without a container."
             )
-        if _flag(query, "multichannel"):
-            raise ProtocolError(INVALID_DATA, "multichannel: channels are mixed, not told apart.")
         self._rate = _integer(query, "sample_rate", LOWEST_RATE, HIGHEST_RATE)
         channels = _integer({"channels": "1"} | dict(query), "channels", 1, MOST_CHANNELS)
+        if channels > 1 and _flag(query, "multichannel"):
+            raise ProtocolError(INVALID_DATA, "multichannel: channels are mixed, not told apart.")
         self._pcm = PcmReader(ENCODINGS[encoding], channels)
         self._interim = _flag(query, "interim_results")
         self._vad_events = _flag(query, "vad_events")
