@@ -131,6 +131,13 @@ class TestConversation:
         assert opened == Open(8000, lenient=True)
         assert samples_of([audio]) == [[0.25]]
 
+    def test_audio_of_another_format_on_the_way(self):
+        protocol = make()
+        say(protocol, "audio-start", **FORMAT)
+        assert samples_of(say(protocol, "audio-chunk", INTS.tobytes())) == [[100, -100]]
+        with pytest.raises(ProtocolError, match="rate: expected 16000"):
+            say(protocol, "audio-chunk", INTS.tobytes(), **FORMAT | {"rate": 48000})
+
     def test_hotwords_beyond_the_limit_are_left_out(self):
         protocol = make()
         say(protocol, "transcribe", transcript_names=["a"], transcript_terms=["b", "c", "d"])

@@ -104,6 +104,7 @@ class WyomingProtocol(Protocol):
         super().__init__(handshake)
         self._hotwords: tuple[str, ...] = ()
         self._pcm: PcmReader | None = None
+        self._format: dict[str, Any] = {}
         self._texts: list[str] = []
         self._told = ""
         self._is_telling = False
@@ -123,6 +124,7 @@ class WyomingProtocol(Protocol):
             case "audio-chunk":
                 begin = self._begin(event.data) if self._pcm is None else []
                 assert self._pcm is not None
+                self._check_format(event.data)
                 return [*begin, Audio(self._pcm.read(event.payload))]
             case "audio-stop" if self._pcm is not None:
                 self._pcm = None
@@ -144,7 +146,8 @@ class WyomingProtocol(Protocol):
         return ()
 
     def _begin(self, data: dict[str, Any]) -> list[Action]:
-        rate, width, channels = (data.get(name) for name in ("rate", "width", "channels"))
+        self._format = {name: data.get(name) for name in ("rate", "width", "channels")}
+        rate, width, channels = self._format.values()
         if not is_rate(rate):
             raise ProtocolError(INVALID_DATA, f"rate: expected {LOWEST_RATE} to {HIGHEST_RATE}.")
         if width != 2:
@@ -154,6 +157,12 @@ class WyomingProtocol(Protocol):
         self._pcm = PcmReader("<i2", channels)
         assert isinstance(rate, int)
         return [Open(rate, self._hotwords, lenient=True)]
+
+    def _check_format(self, data: dict[str, Any]) -> None:
+        """Take a chunk's format where it is that of the utterance; one that is left out is."""
+        for name, value in self._format.items():
+            if data.get(name, value) != value:
+                raise ProtocolError(INVALID_DATA, f"{name}: expected {value} to the end of the utterance.")
 
     def _read_hotwords(self, data: dict[str, Any]) -> tuple[str, ...]:
         """Return the names and terms to expect; those beyond the limits are left out."""
