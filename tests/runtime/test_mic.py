@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import pty
@@ -18,6 +19,9 @@ import pytest
 
 from onebest import Recognizer
 from onebest.cli import main
+from onebest.commands.mic import _pass_on, _stopped_by_signals
+from onebest.events import FinalText
+from onebest.sinks import TranscriptFile
 
 MIC = [sys.executable, "-c", "import sys; from onebest.cli import main; sys.exit(main())", "mic"]
 WAIT_SECONDS = 60.0
@@ -173,6 +177,50 @@ def test_a_program_that_ends_does_not_end_listening(start, sound_server, clip, t
     assert "'exit 3' has ended" in errors
     assert process.returncode == 1
     assert output == path.read_text() != ""
+
+
+class FakeListener:
+    """Gives events; those that are due once it is stopped, too."""
+
+    def __init__(self, *events):
+        self.events, self.is_stopped = events, False
+
+    def stop(self):
+        self.is_stopped = True
+
+    def __iter__(self):
+        yield from self.events
+        assert self.is_stopped
+        yield FinalText("the last words", 1.0, 2.0, ())
+
+
+def test_a_terminal_that_closes_takes_no_word_from_the_file(tmp_path):
+    class Closed:
+        def show(self, event):
+            raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "talk.txt"
+    with TranscriptFile(path) as file, pytest.raises(OSError):
+        _pass_on(FakeListener(FinalText("the first", 0.0, 1.0, ())), [file, Closed()])
+    assert path.read_text() == "the first\nthe last words\n"
+
+
+@pytest.mark.parametrize(
+    ("hangup", "number", "stops"),
+    [
+        (signal.SIG_DFL, signal.SIGHUP, True),
+        (signal.SIG_IGN, signal.SIGHUP, False),
+        (signal.SIG_IGN, signal.SIGTERM, True),
+    ],
+)
+def test_a_signal_stops_but_under_nohup_not_that_of_a_terminal(hangup, number, stops):
+    listener, before = FakeListener(), signal.signal(signal.SIGHUP, hangup)
+    try:
+        with _stopped_by_signals(listener):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert listener.is_stopped is stops
 
 
 def test_no_microphone_is_a_clear_error(tmp_path):

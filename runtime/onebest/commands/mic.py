@@ -22,8 +22,6 @@ from onebest.live_view import open_view
 from onebest.recognizer import Recognizer
 from onebest.sinks import FORMATS, CommandPipe, TranscriptFile
 
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
 
 class _Sink(Protocol):
     def show(self, event: Event) -> None: ...
@@ -103,16 +101,28 @@ def _listen(arguments: argparse.Namespace) -> Listener:
 
 
 def _pass_on(listener: Listener, sinks: list[_Sink]) -> int:
-    """Show every event to every sink; one that fails gets no more, and the last one, the view, says so."""
+    """Show every event to every sink; one that fails gets no more, and the last one, the view, says so.
+
+    Raises:
+        OSError: nobody sees the view any more; the other sinks have what was said until then.
+    """
     status = 0
-    for event in listener:
-        for sink in list(sinks):
-            try:
+    events = iter(listener)
+    try:
+        for event in events:
+            for sink in list(sinks):
+                try:
+                    sink.show(event)
+                except DataError as error:
+                    sinks.remove(sink)
+                    sinks[-1].show(Notice("output", str(error)))
+                    status = 1
+    except OSError:
+        listener.stop()
+        for event in events:
+            for sink in sinks[:-1]:
                 sink.show(event)
-            except DataError as error:
-                sinks.remove(sink)
-                sinks[-1].show(Notice("output", str(error)))
-                status = 1
+        raise
     return status
 
 
@@ -127,6 +137,14 @@ def _print_devices() -> int:
     return 0
 
 
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals to end; SIGHUP, of a terminal that closes, only if nohup lets it."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
+        signals.append(signal.SIGHUP)
+    return signals
+
+
 @contextmanager
 def _stopped_by_signals(listener: Listener) -> Iterator[None]:
     """Let the first signal to end stop the listener; a second ends the program at once."""
@@ -139,7 +157,7 @@ def _stopped_by_signals(listener: Listener) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in _stop_signals()}
     try:
         yield
     finally:
