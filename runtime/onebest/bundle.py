@@ -35,6 +35,8 @@ FloatArray = npt.NDArray[np.float32]
 
 FRAME_MS = 10
 ENCODER_FRAME_MS = SUBSAMPLING * FRAME_MS
+#: Ten minutes; every stream has room for it in memory from its start.
+MOST_LEFT_CONTEXT = 15000
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,10 @@ class Bundle:
             raise ModelError(
                 f"A chunk of {chunk_ms} ms was asked for. Choose a multiple of {ENCODER_FRAME_MS} ms."
             )
-        if left_context is not None and left_context < 1:
-            raise ModelError(f"A left context of {left_context} frames was asked for. Choose 1 or more.")
+        if left_context is not None and not 1 <= left_context <= MOST_LEFT_CONTEXT:
+            raise ModelError(
+                f"A left context of {left_context} frames was asked for. Choose 1 to {MOST_LEFT_CONTEXT}."
+            )
         layout = self.sizes.layout.at_latency(chunk_ms and chunk_ms // FRAME_MS, left_context)
         sizes = replace(self.sizes, layout=layout)
         _check_graphs(self.encoder, self.decoder, self.joiner, sizes)

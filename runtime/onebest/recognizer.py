@@ -74,7 +74,8 @@ class Recognizer:
             makes fewer errors in more time. Results only grow in either, and come as early.
 
     Raises:
-        ConfigError: threads or a beam below 1, or a penalty or margin that is no finite number.
+        ConfigError: threads or a beam below 1, a penalty or margin that is no finite number, or one that is
+            no whole number where it has to be.
         ModelError: the model is missing or damaged, or cannot run with this chunk length or left context.
     """
 
@@ -89,6 +90,7 @@ class Recognizer:
         start_margin: float | None = None,
         beam: int = 1,
     ):
+        _check_whole(threads=threads, beam=beam, chunk_ms=chunk_ms or 0, left_context=left_context or 0)
         _check_options(threads, beam, blank_penalty, start_margin)
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
@@ -496,13 +498,19 @@ class Stream:
             self._finished = True
 
 
+def _check_whole(**options: int) -> None:
+    for name, value in options.items():
+        if not isinstance(value, (int, np.integer)):
+            raise ConfigError(f"{name}: expected a whole number, got {value!r}.")
+
+
 def _check_options(threads: int, beam: int, blank_penalty: float, start_margin: float | None) -> None:
     if threads < 1:
         raise ConfigError(f"{threads} threads were asked for. Choose 1 or more.")
     if beam < 1:
         raise ConfigError(f"A beam of {beam} was asked for. Choose 1 for greedy search, or more.")
     for name, nats in (("blank penalty", blank_penalty), ("start margin", start_margin or 0.0)):
-        if not math.isfinite(nats):
+        if not isinstance(nats, (int, float, np.number)) or not math.isfinite(nats):
             raise ConfigError(f"A {name} of {nats} was asked for. Choose a finite number.")
 
 

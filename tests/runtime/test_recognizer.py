@@ -165,7 +165,8 @@ def test_a_loaded_bundle_serves_several_recognizers(recognizer):
     [
         ({"chunk_ms": 0}, "multiple of 40 ms"),
         ({"chunk_ms": 100}, "multiple of 40 ms"),
-        ({"left_context": 0}, "Choose 1 or more"),
+        ({"left_context": 0}, "Choose 1 to 15000"),
+        ({"left_context": 10**9}, "Choose 1 to 15000"),
     ],
 )
 def test_an_impossible_latency_is_refused(tiny_folder, options, says):
@@ -181,6 +182,12 @@ def test_an_impossible_latency_is_refused(tiny_folder, options, says):
         ({"blank_penalty": math.nan}, "A blank penalty of nan"),
         ({"blank_penalty": math.inf}, "Choose a finite number"),
         ({"start_margin": math.nan}, "A start margin of nan"),
+        ({"blank_penalty": "1"}, "A blank penalty of 1"),
+        ({"threads": "2"}, "threads: expected a whole number, got '2'"),
+        ({"threads": None}, "threads: expected a whole number, got None"),
+        ({"beam": 1.5}, "beam: expected a whole number, got 1.5"),
+        ({"chunk_ms": 640.0}, "chunk_ms: expected"),
+        ({"left_context": "64"}, "left_context: expected"),
     ],
 )
 def test_numbers_that_say_nothing_are_refused(tiny_folder, options, says):
