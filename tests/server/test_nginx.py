@@ -125,6 +125,9 @@ def test_kubernetes_fits_the_server():
     pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= pause + drain_seconds + STOP_SECONDS
     assert options.keys() <= {"--threads", *(f"--{name}".replace("_", "-") for name in vars(Limits()))}
+    sessions = int(options["--clients"]) + int(options["--detached"])
+    assert container["resources"]["limits"]["memory"] == "1Gi"
+    assert 110e6 + 6e6 * sessions < 2**30
     probes = [container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")]
     assert set(probes) == set(PROBES)
     [metric] = parts["HorizontalPodAutoscaler"]["spec"]["metrics"]
