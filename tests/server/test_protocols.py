@@ -332,6 +332,7 @@ class TestOnebest:
         protocol, _ = start()
         assert protocol.receive('{"type": "finish"}') == [End()]
         assert protocol.receive('{"type": "finish"}') == []
+        assert protocol.receive(FLOATS.tobytes()) == []
         actions = protocol.handle(Finished((HELLO, AGAIN), NOTHING, 5.0))
         assert [m.get("endpoint") for m in sent(actions)] == [True, False, None]
         assert sent(actions)[-1] == {"type": "finished", "segments": 2, "seconds": 5.0} | {

@@ -72,8 +72,10 @@ class OnebestProtocol(Protocol):
         self._finished: messages.Finished | None = None
 
     def receive(self, message: Message) -> Iterable[Action]:
-        """Take audio or one of the client's messages."""
+        """Take audio or one of the client's messages; audio on its way behind ``finish`` is passed over."""
         if isinstance(message, bytes):
+            if self._state is State.FINISHING:
+                return []
             self._expect(State.RUNNING, "audio")
             assert self._decode is not None, "a session that runs has started"
             samples = self._decode(message)
