@@ -34,6 +34,7 @@ from websockets.exceptions import ConnectionClosed
 from onebest.connecting import CONNECT_ERRORS, advise, describe, is_refusal, without_secrets
 from onebest.errors import OnebestError, StreamError
 from onebest.events import Event, FinalText, Notice, PartialText
+from onebest.hotwords import check_phrases
 from onebest.outbox import Outbox
 from onebest.results import Word
 from onebest.samples import check_samples
@@ -70,6 +71,9 @@ class AsyncClient:
         token: what the server asks for, if it does.
         give_up_seconds: for how long a connection is tried to be made.
         buffer_seconds: audio that waits for a connection; ``send`` waits beyond it.
+
+    Raises:
+        ConfigError: a hotword is no word or phrase.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class AsyncClient:
         self._start = {
             "type": "start",
             "sample_rate": sample_rate,
-            "hotwords": list(hotwords),
+            "hotwords": list(check_phrases(hotwords)),
             "latency_ms": latency_ms,
         }
         self._headers = {"Authorization": f"Bearer {token.strip()}"} if token else {}

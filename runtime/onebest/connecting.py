@@ -40,6 +40,8 @@ def is_refusal(error: Exception) -> bool:
 
 def describe(error: Exception) -> str:
     """Return what happened; an error of a connection that is reset has no text, others end with a dot."""
+    if isinstance(error, InvalidHeader) and error.name == "Authorization":
+        return "the token has a character that a header cannot have"
     return without_secrets(str(error)).removesuffix(".") or "the server closed the connection"
 
 

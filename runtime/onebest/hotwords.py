@@ -53,7 +53,7 @@ class Hotwords:
                 self._by_first.setdefault(self._tokens[token][0], []).append(int(token))
         self._next: list[dict[int, int]] = [{}]
         self._depth, self._value = [0], [0.0]
-        for phrase, weight in _check(phrases).items():
+        for phrase, weight in check_phrases(phrases).items():
             self._add(self._spell(phrase), weight)
         self._fail = self._link()
         self._bonuses: dict[int, FloatArray] = {}
@@ -138,7 +138,12 @@ def _fold(spelled: bytes) -> bytes:
         return spelled
 
 
-def _check(phrases: Phrases) -> dict[str, float]:
+def check_phrases(phrases: Phrases) -> dict[str, float]:
+    """Return the weight of each phrase.
+
+    Raises:
+        ConfigError: it is no phrase, or no weight; or there is one text where there should be several.
+    """
     if isinstance(phrases, str):
         raise ConfigError(f"Expected several hotwords, got one string. Write [{phrases!r}].")
     weights = dict(phrases) if isinstance(phrases, Mapping) else dict.fromkeys(phrases, DEFAULT_WEIGHT)

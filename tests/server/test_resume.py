@@ -21,7 +21,7 @@ from websockets.http11 import Response
 
 from onebest.client import _MESSAGES, AsyncClient, Client, ServerError
 from onebest.connecting import advise
-from onebest.errors import StreamError
+from onebest.errors import ConfigError, StreamError
 from onebest.events import FinalText, Notice, PartialText
 from onebest.outbox import Outbox
 from onebest_server.http import Front, respond
@@ -509,6 +509,23 @@ class TestClient:
             assert "secret" not in str(refused.value)
 
         asyncio.run(run())
+
+    @pytest.mark.parametrize("token", ["secret☃", "se\ncret"])
+    def test_a_token_that_cannot_be_sent_is_not_told(self, serving, token):
+        async def run():
+            async with (
+                serving() as server,
+                AsyncClient(f"ws://127.0.0.1:{server.port}", token=token, give_up_seconds=0.1) as client,
+            ):
+                with pytest.raises(ServerError) as refused:
+                    [event async for event in client]
+            assert "cret" not in str(refused.value)
+
+        asyncio.run(run())
+
+    def test_one_text_is_not_several_hotwords(self):
+        with pytest.raises(ConfigError, match="village"):
+            AsyncClient("ws://127.0.0.1:6006", hotwords="village")
 
     def test_a_token_in_an_impossible_address_is_not_told(self):
         async def run():
