@@ -26,7 +26,7 @@ IMPOSSIBLE = (ValueError, OverflowError, InvalidURI, InvalidProxy, InvalidHeader
 #: What making a connection may raise.
 CONNECT_ERRORS = (OSError, EOFError, WebSocketException, *IMPOSSIBLE)
 #: Where an address may have a token or a password.
-_SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|[?#][^\s'\"]+")
+_SECRETS = re.compile(r"(?:^|(?<=://))[^/?#\s]*@|[?#][^\s'\"]+")
 
 
 def is_refusal(error: Exception) -> bool:

@@ -87,6 +87,7 @@ def test_a_server_that_is_killed_and_comes_back(serve, sound_server, clip, tmp_p
         "http://127.0.0.1:{port}?token=secret",
         "127.0.0.1?token=secret",
         "ws://user:secret@127.0.0.1:{port}",
+        "user:secret@127.0.0.1:{port}",
         "ws://a:b",
         "ws://[",
     ],
