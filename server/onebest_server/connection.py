@@ -19,7 +19,6 @@ from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Response
 from websockets.protocol import Event, State
 
 from onebest_server.http import Admitted, respond
@@ -29,6 +28,8 @@ from onebest_server.session import UNKNOWN_SESSION, Outlet, Session
 
 #: Time that a client has to take in what is left and the close.
 CLOSE_SECONDS = 10.0
+#: Time that a client may go on with a request that is refused: closing before could cost it the answer.
+REFUSED_SECONDS = 1.0
 #: What RFC 6455 leaves for the reason of a close frame.
 _LONGEST_REASON_BYTES = 123
 #: A close frame without a code counts as this one.
@@ -81,21 +82,26 @@ class ClientConnection(ServerConnection):
     doorway: Doorway
     on_pong: Callable[[], None]
     on_lost: Callable[[], None]
-    _has_data = False
+    _has_data = _is_refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection; one too many gets 503."""
         super().connection_made(transport)
         if not self.doorway.enter(self):
-            self._refuse(respond(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections are opening."))
+            refusal = respond(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections are opening.")
+            self.transport.write(refusal.serialize())
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a request that could have a body, which the library hangs up on, gets 405."""
         is_first, self._has_data = not self._has_data, True
         if is_first and _OTHER_METHOD.match(data):
+            self._is_refused = True
             allowed = {"Allow": "GET, HEAD"}
-            self._refuse(respond(HTTPStatus.METHOD_NOT_ALLOWED, "Expected GET.", more=allowed))
-        else:
+            refusal = respond(HTTPStatus.METHOD_NOT_ALLOWED, "Expected GET.", more=allowed)
+            self.transport.write(refusal.serialize())
+            self.loop.call_later(REFUSED_SECONDS, self.transport.close)
+        elif not self._is_refused:
             super().data_received(data)
 
     def process_event(self, event: Event) -> None:
@@ -108,10 +114,6 @@ class ClientConnection(ServerConnection):
         """Take the end of the connection."""
         super().connection_lost(exc)
         self.on_lost()
-
-    def _refuse(self, refusal: Response) -> None:
-        self.transport.write(refusal.serialize())
-        self.transport.close()
 
     async def handshake(self, *arguments: Any, **named: Any) -> None:
         """Open the connection."""

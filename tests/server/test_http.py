@@ -51,6 +51,26 @@ def test_methods_that_change_something(serving, method, body):
     assert (response.status, response.headers["Allow"], text) == (405, "GET, HEAD", b"Expected GET.\n")
 
 
+def test_a_refused_request_may_be_sent_to_its_end(serving):
+    async def run():
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for piece in (
+                b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                b"1\r\na\r\n",
+                b"0\r\n\r\n",
+            ):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.05)  # for an end of the connection to arrive before the next
+            status = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            return status
+
+    assert asyncio.run(run()) == b"HTTP/1.1 405 Method Not Allowed\r\n"
+
+
 @pytest.mark.parametrize("cut", [1, len(b"GET /healthz HTTP/1.1\r\nReferer: ")])
 def test_a_request_that_comes_in_pieces(serving, cut):
     request = b"GET /healthz HTTP/1.1\r\nReferer: POST /\r\n\r\n"
