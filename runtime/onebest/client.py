@@ -51,6 +51,8 @@ LEAD_SECONDS = 0.5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 #: A server that answers no ping for so long is taken to be gone.
 SILENCE_SECONDS = 60.0
+#: Time that a server has to agree that a connection ends.
+CLOSE_SECONDS = 1.0
 _NOT_IN_USE = "A client connects in a with statement. Use it there: with Client(...) as client."
 #: What a server may say; see ``onebest_server.messages``.
 _MESSAGES = ("started", "resumed", "partial", "final", "behind", "finished", "error")
@@ -244,6 +246,7 @@ class AsyncClient:
                     additional_headers=self._headers,
                     compression=None,
                     ping_timeout=SILENCE_SECONDS,
+                    close_timeout=CLOSE_SECONDS,
                     max_size=None,
                 )
             except CONNECT_ERRORS as error:

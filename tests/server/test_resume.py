@@ -523,6 +523,22 @@ class TestClient:
 
         asyncio.run(run())
 
+    def test_a_server_that_hangs_is_left_at_once(self, monkeypatch):
+        monkeypatch.setattr("onebest.client.CLOSE_SECONDS", 0.05)
+
+        async def hang(connection):
+            connection.transport.pause_reading()
+            await connection.wait_closed()
+
+        async def run():
+            async with asyncio.timeout(5), serve(hang, "127.0.0.1", 0, close_timeout=0.05) as server:
+                port = server.sockets[0].getsockname()[1]
+                async with AsyncClient(f"ws://127.0.0.1:{port}") as client:
+                    await client.send(AUDIO)
+                    await asyncio.sleep(0.1)
+
+        asyncio.run(run())
+
     def test_one_text_is_not_several_hotwords(self):
         with pytest.raises(ConfigError, match="village"):
             AsyncClient("ws://127.0.0.1:6006", hotwords="village")
