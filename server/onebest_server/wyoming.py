@@ -52,7 +52,8 @@ class TcpOutlet(Outlet):
     def close(self, code: int, reason: str) -> None:
         """Send the end once everything is sent; the client then closes, or is cut off."""
         self.ended.set()
-        self._writer.write_eof()
+        with contextlib.suppress(OSError):  # of a client that is gone already
+            self._writer.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._writer.transport.abort)
 
     def forward(self, worker: int, message: Message) -> None:

@@ -337,6 +337,21 @@ class TestTcp:
         self.run(talk)
         assert len(handled) < 1000
 
+    def test_a_lost_client_can_be_closed(self):
+        async def talk(server):
+            client = socket.create_connection(("127.0.0.1", server.wyoming_port))
+            while not server.sessions.connected:
+                await asyncio.sleep(0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            [session] = server.sessions._all.values()
+            session.finish_early(1007, "")  # before the server learns of the loss
+            while server.sessions.connected:
+                await asyncio.sleep(0)
+            return session.code
+
+        assert self.run(talk) == 1007
+
     @pytest.mark.parametrize("has_stop", [True, False])
     def test_a_client_that_closes_its_side(self, has_stop):
         """It gets the text of what it ended; where it ended nothing, its session ends."""
