@@ -218,6 +218,7 @@ async def converse(
     finally:
         writer.cancel()
         leave()
+        connection.on_pong = connection.on_lost = lambda: None  # or the session would outlive it in a cycle
         closed = connection.protocol.close_sent
         if closed is not None and closed.code == _TOO_LONG:
             outlet.metrics.refuse("message_bytes")

@@ -1,10 +1,12 @@
 """Real sockets against a server in this process: every protocol says what the recognizer says offline."""
 
 import asyncio
+import gc
 import json
 import socket
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -425,6 +427,30 @@ def test_answers_to_pings_are_signs_of_life(serving, heard):
 
     asyncio.run(run())
     assert len(set(heard)) == 1
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_session_takes_no_memory_once_its_client_has_left(serving, is_lost):
+    """Without a search for cycles, that is."""
+
+    async def run():
+        async with serving() as server:
+            socket = await connect(url(server, "/vosk"))
+            await socket.send(to_int16(make_audio(2.0)).tobytes())
+            await socket.recv()
+            [session] = map(weakref.ref, server.sessions._all.values())
+            if is_lost:
+                socket.transport.abort()
+            else:
+                await socket.close()
+            await until(lambda: session() is None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
