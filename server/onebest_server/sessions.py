@@ -150,10 +150,13 @@ class Sessions:
             now = self.clock()
             late = now - due
             self.metrics.loop_lag.observe(late)
-            for session in list(self._all.values()):
-                session.excuse(late)
-                session.check(now)
+            self._check(now, late)
             self._measure(now, CHECK_SECONDS + late)
+
+    def _check(self, now: float, late: float) -> None:
+        for session in list(self._all.values()):
+            session.excuse(late)
+            session.check(now)
 
     def _measure(self, now: float, elapsed: float) -> None:
         metrics, sessions = self.metrics, self._all.values()

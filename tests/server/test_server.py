@@ -430,8 +430,9 @@ def test_answers_to_pings_are_signs_of_life(serving, heard):
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-def test_a_session_takes_no_memory_once_its_client_has_left(serving, is_lost):
-    """Without a search for cycles, that is."""
+def test_a_session_takes_no_memory_once_its_client_has_left(serving, monkeypatch, is_lost):
+    """Without a search for cycles, that is, and though the limits of time have been looked at."""
+    monkeypatch.setattr("onebest_server.sessions.CHECK_SECONDS", 0.01)
 
     async def run():
         async with serving() as server:
@@ -439,6 +440,7 @@ def test_a_session_takes_no_memory_once_its_client_has_left(serving, is_lost):
             await socket.send(to_int16(make_audio(2.0)).tobytes())
             await socket.recv()
             [session] = map(weakref.ref, server.sessions._all.values())
+            await asyncio.sleep(0.1)
             if is_lost:
                 socket.transport.abort()
             else:
