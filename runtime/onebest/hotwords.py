@@ -146,6 +146,8 @@ def check_phrases(phrases: Phrases) -> dict[str, float]:
     """
     if isinstance(phrases, str):
         raise ConfigError(f"Expected several hotwords, got one string. Write [{phrases!r}].")
+    if not isinstance(phrases, Iterable):
+        raise ConfigError(f"Expected hotwords as a list of phrases, got {phrases!r}.")
     weights = dict(phrases) if isinstance(phrases, Mapping) else dict.fromkeys(phrases, DEFAULT_WEIGHT)
     for phrase, weight in weights.items():
         if not isinstance(phrase, str) or not phrase.strip():

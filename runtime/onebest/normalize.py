@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
 _OUTSIDE = re.compile(r"[^a-z' ]+")
@@ -18,3 +19,13 @@ def normalize_text(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).lower()
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     return " ".join(_LONE_APOSTROPHE.sub(" ", _OUTSIDE.sub(" ", plain)).split())
+
+
+def is_shortened(text: str) -> bool:
+    """Return whether normalising takes digits off a text, or letters that are none of a to z."""
+    return any(map(_is_taken_off, set(text)))
+
+
+@cache
+def _is_taken_off(character: str) -> bool:
+    return character.isalnum() and not normalize_text(character)

@@ -135,8 +135,11 @@ class Recognizer:
             ConfigError: a hotword that this model cannot write, a rule whose seconds are no number, or a
                 silence whose level is none.
         """
-        rules = DEFAULT_RULES if endpoints is True else endpoints or ()
-        endpointer = Endpointer([rules] if isinstance(rules, EndpointRule) else rules) if rules else None
+        given = DEFAULT_RULES if endpoints is True else endpoints or ()
+        rules = [given] if isinstance(given, EndpointRule) else given
+        if not isinstance(rules, Sequence) or not all(isinstance(rule, EndpointRule) for rule in rules):
+            raise ConfigError(f"Expected True, False or EndpointRules as endpoints, got {endpoints!r}.")
+        endpointer = Endpointer(rules) if rules else None
         gate = None if silence_dbfs is None else self._make_gate(silence_dbfs, endpointer)
         stream = Stream(self, sample_rate, endpointer, gate)
         stream.set_hotwords(hotwords)

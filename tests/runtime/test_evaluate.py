@@ -335,6 +335,17 @@ def test_a_manifest_without_a_text(capsys, tiny_folder, tmp_path, manifest):
     refuse(capsys, tiny_folder, tmp_path / "silent.jsonl", "silent.jsonl: no text in it")
 
 
+def test_texts_that_are_not_compared_whole_are_counted(tiny_folder, tmp_path, capsys):
+    cuts = []
+    for number, text in enumerate(("at 5 o'clock", "na\u00efve", "\u65e5 of sun", "all - of it!")):
+        cut = make_recording(tmp_path, f"cut-{number}", number).to_cut()
+        cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, cut.duration, text=text)]
+        cuts.append(cut)
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    assert main(["evaluate", str(tmp_path / "cuts.jsonl.gz"), "--model", str(tiny_folder), "--no-delay"]) == 0
+    assert "2 of 4 texts have digits or letters beyond a to z" in capsys.readouterr().err
+
+
 def test_segments_are_read_as_they_come():
     segments = [
         SupervisionSegment(name, "a", start, 1.0, text=name) for name, start in (("two", 1), ("one", 0))

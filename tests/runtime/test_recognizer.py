@@ -195,6 +195,19 @@ def test_numbers_that_say_nothing_are_refused(tiny_folder, options, says):
         Recognizer(tiny_folder, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"endpoints": "yes"}, "Expected True, False or EndpointRules as endpoints, got 'yes'"),
+        ({"endpoints": 1.2}, "got 1.2"),
+        ({"hotwords": 5}, "Expected hotwords as a list of phrases, got 5"),
+    ],
+)
+def test_options_of_a_stream_that_say_nothing_are_refused(recognizer, options, says):
+    with pytest.raises(ConfigError, match=says):
+        recognizer.stream(**options)
+
+
 @pytest.mark.parametrize("options", [{"chunk_ms": 640}, {"left_context": 16}])
 def test_a_graph_with_fixed_axes_serves_its_own_latency_only(tmp_path, options):
     folder = write_bundle(tmp_path / "model", make_encoder(fixed=True))

@@ -543,6 +543,12 @@ class TestClient:
         with pytest.raises(ConfigError, match="village"):
             AsyncClient("ws://127.0.0.1:6006", hotwords="village")
 
+    def test_a_rate_is_a_whole_number_of_any_kind(self):
+        start = AsyncClient("ws://127.0.0.1:6006", np.int64(8000))._start
+        assert json.loads(json.dumps(start))["sample_rate"] == 8000
+        with pytest.raises(ConfigError, match=r"sample_rate: expected a whole number, got 8000\.5"):
+            AsyncClient("ws://127.0.0.1:6006", 8000.5)
+
     def test_a_token_in_an_impossible_address_is_not_told(self):
         async def run():
             async with AsyncClient("http://127.0.0.1:6006/?token=secret") as client:

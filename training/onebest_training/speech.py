@@ -14,14 +14,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import IO
 
 from onebest.cuts import Cut, load_cuts, sort_cuts, spoken_text
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
-from onebest.normalize import normalize_text
+from onebest.normalize import is_shortened, normalize_text
 
 log = logging.getLogger(__name__)
 UNREADABLE = "audio that cannot be read"
@@ -69,12 +68,7 @@ def cut_text(cut: Cut) -> str:
 
 def is_cut_short(cut: Cut) -> bool:
     """Return whether normalising takes digits off a cut's text, or letters that are none of a to z."""
-    return any(map(_is_taken_off, set(spoken_text(cut))))
-
-
-@cache
-def _is_taken_off(character: str) -> bool:
-    return character.isalnum() and not normalize_text(character)
+    return is_shortened(spoken_text(cut))
 
 
 def log_left_out(left_out: Mapping[str, int], total: int) -> None:

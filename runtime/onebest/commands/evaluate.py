@@ -26,7 +26,7 @@ from onebest.delay import (
     timed_tokens,
 )
 from onebest.errors import ConfigError, DataError, ModelError
-from onebest.normalize import normalize_text
+from onebest.normalize import is_shortened, normalize_text
 from onebest.processes import map_in_processes
 from onebest.recognizer import Recognizer
 from onebest.targets import TargetStore
@@ -104,6 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(normalize_text(spoken_text(cut)) for cut in cuts):
         raise DataError(
             f"{arguments.manifest}: no text in it. Expected at least one cut with audio and text."
+        )
+    if shortened := sum(is_shortened(spoken_text(cut)) for cut in cuts):
+        print(
+            f"{shortened} of {len(cuts)} texts have digits or letters beyond a to z, which are not compared: "
+            "what is said there counts as an error. Spell them out.",
+            file=sys.stderr,
         )
     make = partial(
         Decoder,
