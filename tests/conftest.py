@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +25,17 @@ def sound_server(tmp_path_factory):
         pytest.skip(f"{', '.join(missing)} not installed: make system")
     with SoundServer(tmp_path_factory.mktemp("sound")) as server:
         yield server
+
+
+@pytest.fixture
+def end_by_signal(monkeypatch):
+    """Asks this process to end as a service manager does; what then ends it by SIGTERM ends in SystemExit."""
+
+    def ended(number):
+        raise SystemExit(-number)
+
+    monkeypatch.setattr("signal.raise_signal", ended)
+    return lambda: os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture

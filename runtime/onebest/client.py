@@ -27,13 +27,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-import numpy as np
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from onebest.connecting import CONNECT_ERRORS, advise, describe, is_refusal, without_secrets
-from onebest.errors import ConfigError, OnebestError, StreamError
+from onebest.errors import OnebestError, StreamError, check_whole
 from onebest.events import Event, FinalText, Notice, PartialText
 from onebest.hotwords import check_phrases
 from onebest.outbox import Outbox
@@ -96,8 +95,7 @@ class AsyncClient:
         path = PATH if parts.path in ("", "/") else parts.path
         self._url = urlunsplit(parts._replace(path=path, query=query))
         self._address = without_secrets(self._url)  # for people
-        if not isinstance(sample_rate, (int, np.integer)):
-            raise ConfigError(f"sample_rate: expected a whole number, got {sample_rate!r}.")
+        check_whole(sample_rate=sample_rate)
         self._rate = int(sample_rate)
         self._start = {
             "type": "start",

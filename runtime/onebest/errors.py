@@ -1,5 +1,7 @@
 """Every error that onebest raises on purpose; each says what was expected, what came and what to do."""
 
+from numbers import Integral
+
 
 class OnebestError(Exception):
     """Base of all errors raised by onebest itself."""
@@ -27,3 +29,14 @@ class StreamError(OnebestError, RuntimeError):
 
 class DeviceError(OnebestError, RuntimeError):
     """A microphone that cannot be used, or PortAudio, which reaches it, that is missing."""
+
+
+def check_whole(**options: object) -> None:
+    """Refuse options that are no whole numbers, of Python or of NumPy.
+
+    Raises:
+        ConfigError: one is none; the message names it.
+    """
+    for name, value in options.items():
+        if not isinstance(value, Integral):
+            raise ConfigError(f"{name}: expected a whole number, got {value!r}.")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from onebest.bundle import Bundle, load_bundle
 from onebest.endpoint import DEFAULT_RULES, Endpointer, EndpointRule
-from onebest.errors import AudioError, ConfigError, ModelError, StreamError
+from onebest.errors import AudioError, ConfigError, ModelError, StreamError, check_whole
 from onebest.frontend import FRAME_SHIFT_SAMPLES, SAMPLE_RATE, FrontEnd
 from onebest.gate import VoiceGate
 from onebest.hotwords import ROOT, Hotwords, Phrases
@@ -90,7 +90,7 @@ class Recognizer:
         start_margin: float | None = None,
         beam: int = 1,
     ):
-        _check_whole(threads=threads, beam=beam, chunk_ms=chunk_ms or 0, left_context=left_context or 0)
+        check_whole(threads=threads, beam=beam, chunk_ms=chunk_ms or 0, left_context=left_context or 0)
         _check_options(threads, beam, blank_penalty, start_margin)
         if model is None and not DEFAULT_MODEL.is_dir():
             raise ModelError(f"{DEFAULT_MODEL}: this installation ships no model. Name a model's folder.")
@@ -499,12 +499,6 @@ class Stream:
         if self._ended and not self.ready:
             self._transcript.close(self._encoder_frames)
             self._finished = True
-
-
-def _check_whole(**options: int) -> None:
-    for name, value in options.items():
-        if not isinstance(value, (int, np.integer)):
-            raise ConfigError(f"{name}: expected a whole number, got {value!r}.")
 
 
 def _check_options(threads: int, beam: int, blank_penalty: float, start_margin: float | None) -> None:

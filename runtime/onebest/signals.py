@@ -1,4 +1,4 @@
-"""Signals that end a process, which first cleans up what it began."""
+"""Signals that end a process, and what it does first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals to end; SIGHUP, of a terminal that closes, only if nohup lets it."""
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 class _EndedError(BaseException):
@@ -33,7 +39,7 @@ def cleaned_up() -> Iterator[None]:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
 
-    taken = [number for number in _STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    taken = [number for number in stop_signals() if signal.getsignal(number) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, leave)
     try:

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from onebest.signals import stop_signals
 from onebest_server.logs import set_up_logs
 from onebest_server.models import Models
 from onebest_server.server import Server, Settings, binding
@@ -59,12 +60,6 @@ def run_process(
     parent = multiprocessing.parent_process()
     if peers is not None and parent is not None and not parent.is_alive():
         shutil.rmtree(peers, ignore_errors=True)  # the supervisor was killed, and cannot
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Return the signals that stop the server; SIGHUP, of a terminal that closes, only if nohup lets it."""
-    hangup_counts = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup_counts else [])]
 
 
 def allow_files(count: int) -> None:

@@ -1,7 +1,6 @@
 """``onebest export`` from the command line."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -103,16 +102,12 @@ def test_existing_folder_is_one_line_before_speech_is_read(tiny, tmp_path, capsy
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_signal_to_end_leaves_nothing(tiny, tmp_path, monkeypatch):
+def test_a_signal_to_end_leaves_nothing(tiny, tmp_path, monkeypatch, end_by_signal):
     def end(*arguments):
         assert len(list(tmp_path.iterdir())) == 1
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def ended(number):
-        raise SystemExit(-number)
+        end_by_signal()
 
     monkeypatch.setattr("onebest_export.bundle.export_decoder", end)
-    monkeypatch.setattr("signal.raise_signal", ended)
     with pytest.raises(SystemExit) as found:
         main(["export", str(tiny.path), str(tmp_path / "model")])
     assert found.value.code == -signal.SIGTERM

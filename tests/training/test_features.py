@@ -1,9 +1,9 @@
 """Feature stores: from audio to disk and back, whatever its format, rate and layout; changes of samples."""
 
 import math
-import os
 import pickle
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -144,17 +144,13 @@ def test_two_processes_do_not_make_one_store(corpus: ToneCorpus, tmp_path: Path)
 
 
 def test_a_signal_to_end_leaves_nothing(
-    corpus: ToneCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: ToneCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_by_signal: Callable[[], None]
 ) -> None:
     def end(cuts: list[Cut]) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["store.partial"]
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def ended(number: int) -> None:
-        raise SystemExit(-number)
+        end_by_signal()
 
     monkeypatch.setattr("onebest_training.features.load_cuts", end)
-    monkeypatch.setattr("signal.raise_signal", ended)
     with pytest.raises(SystemExit) as found:
         main(["prepare", str(corpus.manifest), str(tmp_path / "store")])
     assert found.value.code == -signal.SIGTERM

@@ -38,6 +38,10 @@ LARGEST_SEED = 2**64 - 1
 LOSSES_WITHOUT_LABELS = ("self_distillation", "self_ctc", "embedding")
 
 
+def _check_sizes(*sizes: int) -> None:
+    require(max(sizes) <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {max(sizes)}")
+
+
 @dataclass(frozen=True)
 class BlockConfig:
     """A run of equal encoder blocks.
@@ -53,8 +57,7 @@ class BlockConfig:
     convolution_kernel: int = 0
 
     def __post_init__(self) -> None:
-        sizes = self.count, self.feed_forward, self.convolution_kernel
-        require(max(sizes) <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {max(sizes)}")
+        _check_sizes(self.count, self.feed_forward, self.convolution_kernel)
         require(min(self.count, self.feed_forward) > 0, "a count and a feed_forward above 0")
         require(self.convolution_kernel >= 0, "a convolution_kernel of 0 or more")
 
@@ -86,8 +89,7 @@ class EncoderConfig:
     frozen: bool = True
 
     def __post_init__(self) -> None:
-        sizes = self.width, self.position_period, self.inputs
-        require(max(sizes) <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {max(sizes)}")
+        _check_sizes(self.width, self.position_period, self.inputs)
         require(self.inputs > 0, "inputs above 0")
         require(self.width > 2 and self.width % 2 == 0, "an even width")
         require(self.heads > 0 and self.width % self.heads == 0, "heads that share the width evenly")
@@ -121,8 +123,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         widths = self.predictor_width, self.joiner_width, self.embedding_width
-        largest = max(self.vocabulary_size, self.context_size, *widths)
-        require(largest <= LARGEST_SIZE, f"sizes up to {LARGEST_SIZE}, not {largest}")
+        _check_sizes(self.vocabulary_size, self.context_size, *widths)
         require(self.vocabulary_size > 3, "a vocabulary_size above 3: blank, end and unknown come first")
         require(self.predictor in PREDICTORS, f"predictor to be one of {', '.join(PREDICTORS)}")
         require(self.context_size > 0, "a context_size above 0")

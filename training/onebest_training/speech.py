@@ -20,7 +20,7 @@ from typing import IO
 from onebest.cuts import Cut, load_cuts, sort_cuts, spoken_text
 from onebest.errors import ConfigError, DataError
 from onebest.frontend import FloatArray
-from onebest.normalize import is_shortened, normalize_text
+from onebest.normalize import normalize_text
 
 log = logging.getLogger(__name__)
 UNREADABLE = "audio that cannot be read"
@@ -64,11 +64,6 @@ def load_usable(cuts: Iterable[Cut], left_out: Counter[str]) -> Iterator[tuple[C
 def cut_text(cut: Cut) -> str:
     """Return the normalised text of all segments of a cut, empty if it has none."""
     return normalize_text(spoken_text(cut))
-
-
-def is_cut_short(cut: Cut) -> bool:
-    """Return whether normalising takes digits off a cut's text, or letters that are none of a to z."""
-    return is_shortened(spoken_text(cut))
 
 
 def log_left_out(left_out: Mapping[str, int], total: int) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onebest.cuts import Cut
+from onebest.cuts import Cut, spoken_text
 from onebest.errors import DataError
+from onebest.normalize import is_shortened
 from onebest_training.config import DataConfig, SourceConfig, StageConfig
 from onebest_training.features import FeatureStore, Layout
-from onebest_training.speech import cut_text, is_cut_short
+from onebest_training.speech import cut_text
 from onebest_training.strict import require
 from onebest_training.targets import TargetStore
 from onebest_training.vocabulary import UNKNOWN, TextEncoder
@@ -112,7 +113,7 @@ def _reference(
 
 def fault_of_text(cut: Cut, labels: Sequence[int]) -> str:
     """Return what is said in a cut that its labels do not say, or an empty string."""
-    if is_cut_short(cut):
+    if is_shortened(spoken_text(cut)):
         return "a text with digits, or with letters that are none of a to z"
     return "a text with letters that the vocabulary lacks" if UNKNOWN in labels else ""
 

@@ -20,6 +20,7 @@ from onebest.events import Event, Notice
 from onebest.listener import Listener, listen
 from onebest.live_view import open_view
 from onebest.recognizer import Recognizer
+from onebest.signals import stop_signals
 from onebest.sinks import FORMATS, CommandPipe, TranscriptFile
 
 
@@ -137,14 +138,6 @@ def _print_devices() -> int:
     return 0
 
 
-def _stop_signals() -> list[signal.Signals]:
-    """Return the signals to end; SIGHUP, of a terminal that closes, only if nohup lets it."""
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
-        signals.append(signal.SIGHUP)
-    return signals
-
-
 @contextmanager
 def _stopped_by_signals(listener: Listener) -> Iterator[None]:
     """Let the first signal to end stop the listener; a second ends the program at once."""
@@ -157,7 +150,7 @@ def _stopped_by_signals(listener: Listener) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, stop) for number in _stop_signals()}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
