@@ -24,6 +24,8 @@ from onnxruntime import (  # type: ignore[attr-defined]
 OWN_DOMAIN, _OWN_VERSION = "com.microsoft", 1
 #: onnxruntime warns of an input that has a default.
 _ONLY_ERRORS = 3
+#: What onnxruntime would fuse to no gain: its GELU with a bias takes twice as long as the two alone.
+_NOT_FASTER = ["BiasGeluFusion"]
 
 
 def optimize(path: Path) -> None:
@@ -37,7 +39,9 @@ def optimize(path: Path) -> None:
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(target)
         options.log_severity_level = _ONLY_ERRORS
-        InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_NOT_FASTER
+        )
         optimized = onnx.load(str(target))
     _name_domains(optimized)
     onnx.checker.check_model(optimized)

@@ -40,11 +40,14 @@ from torch.nn import functional
 
 from onebest.errors import ModelError
 from onebest.frontend import NUM_BINS
-from onebest_training.encoder import MASKED, PAD_FRAMES, SUBSAMPLING, Attention, Block, Convolution, Stem
+from onebest_training.encoder import PAD_FRAMES, SUBSAMPLING, Attention, Block, Convolution, Stem
 from onebest_training.transducer import StatelessPredictor, Transducer
 
 #: What ``chunk_frames`` is where all frames of a call are one chunk.
 ONE_CHUNK = 0
+#: Added to the scores, 0, of keys that are not there yet. They weigh nothing beside any of -25 or more, and
+#: processors take no longer for them, as they would for e^-88 and below.
+NOT_THERE = -50.0
 #: The count of frames falls to about this from twice this: beyond any left context, exact in float32.
 LONGEST_COUNT = 2**20
 
@@ -83,12 +86,17 @@ class Rows:
 
     Args:
         step: frames that a chunk brings out.
-        chunks, frames: C and W.
+        chunks, frames, streams: C, W and N.
     """
 
-    def __init__(self, step: Tensor, chunks: Tensor, frames: Tensor):
-        self.step, self.chunks, self.frames = step, chunks, frames
+    def __init__(self, step: Tensor, chunks: Tensor, frames: Tensor, streams: int):
+        self.step, self.chunks, self.frames, self.streams = step, chunks, frames, streams
+        self.batch = cast(int, chunks * streams)
         self.firsts = _count_up(chunks) * step
+
+    def behind(self, memory: Tensor, new: Tensor) -> Tensor:
+        """Put frames [W, C*N, D] behind a memory [M, N, D], row after row."""
+        return torch.cat((memory, new.reshape(-1, self.streams, new.shape[2])))
 
     def before_chunks(self, memory: int) -> Tensor:
         """The ``memory`` frames before each chunk, [memory, C]."""
@@ -153,9 +161,10 @@ class StreamingEncoder(nn.Module):
         hidden = self.stem(x)
         brought = torch.as_tensor(hidden.shape[0] - self.right)
         step = torch.where(chunk_frames > ONE_CHUNK, chunk_frames, brought)
-        rows = Rows(step, brought // step, step + self.right)
-        place = _count_up(rows.frames)[:, None] + rows.firsts
-        hidden = hidden[place].flatten(1, 2) + self._positions((seen + place[:, :, None]).flatten(1, 2))
+        rows = Rows(step, brought // step, step + self.right, streams)
+        place, width = _count_up(rows.frames)[:, None] + rows.firsts, self.encoder.config.width
+        hidden = hidden[place].reshape(-1, rows.batch, width)
+        hidden = hidden + self._positions((seen + place[:, :, None]).reshape(-1, rows.batch))
         mask = self._mask(seen + rows.firsts[:, None], left)
         before, convolved = rows.before_chunks(left), rows.of_chunks(cached_conv.shape[1])
         kept = rows.at_end(cached_conv.shape[1])
@@ -163,11 +172,14 @@ class StreamingEncoder(nn.Module):
         inputs: list[Tensor] = []
         for block in cast("list[Block]", list(self.encoder.blocks)):
             cache = cached_attn[len(new)], cached_attn[len(new) + 1]
-            added, key, value = attend(block.attention, block.attention_norm(hidden), mask, cache, before)
+            added, key, value = attend(
+                block.attention, block.attention_norm(hidden), mask, cache, before, rows
+            )
             hidden, new = hidden + added, [*new, key, value]
             if block.kernel:
+                normed = block.convolution_norm(hidden)
                 added, seen_inputs = convolve(
-                    block.convolution, block.convolution_norm(hidden), cached_conv[len(inputs)], convolved
+                    block.convolution, normed, cached_conv[len(inputs)], convolved, rows
                 )
                 hidden, inputs = hidden + added, [*inputs, seen_inputs[kept]]
             inner = functional.gelu(block.feed_forward_in(block.feed_forward_norm(hidden)))
@@ -176,7 +188,7 @@ class StreamingEncoder(nn.Module):
         ignored = (processed_lens * 0).to(torch.float32)[:, None, None]
         out = self.encoder.norm(hidden)[:step].unflatten(1, (-1, streams)).transpose(0, 1).flatten(0, 1)
         encoded = self.projection(out).transpose(0, 1)
-        frames = torch.cat(new).reshape(len(new), -1, cast(int, rows.chunks), streams, hidden.shape[2])
+        frames = torch.cat(new).reshape(len(new), -1, cast(int, rows.chunks), streams, width)
         frames = frames[:, :step].transpose(1, 2).flatten(1, 2)[:, -left:]
         attention = torch.cat((cached_attn[:, brought:], frames), 1)
         return encoded + ignored, attention, convolution
@@ -187,7 +199,7 @@ class StreamingEncoder(nn.Module):
     def _mask(self, seen: Tensor, left: int) -> Tensor:
         """Return what is added to the scores of frames before, [C*N, 1, 1, left], where so many were seen."""
         valid = _count_up(left) >= left - seen.reshape(-1, 1).clamp(max=left)
-        return torch.where(valid, 0.0, MASKED)[:, None, None, :]
+        return torch.where(valid, 0.0, NOT_THERE)[:, None, None, :]
 
     def _convolution_state(self, inputs: list[Tensor], seen: Tensor, old: Tensor) -> Tensor:
         seen = torch.where(seen >= 2 * self.wrap, seen - self.wrap, seen)
@@ -204,7 +216,7 @@ def _count_up(end: Tensor | int) -> Tensor:
 
 
 def attend(
-    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], before: Tensor
+    attention: Attention, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor], before: Tensor, rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
@@ -214,18 +226,22 @@ def attend(
         mask: added to the scores of the frames before, [C*N, 1, 1, left].
         cache: keys and values of the frames before the call, [left, N, D] each.
         before: rows of the frames before each chunk, [left, C].
+        rows: where frames are.
 
     Returns:
         The output, and the new frames' keys and values, [W, C*N, D] each.
     """
-    width = attention.out.in_features
+    width, heads = attention.out.in_features, attention.heads
     query, key, value = attention.qkv(x).split((width, width, width), 2)
-    query, *new, old_keys, old_values = (
-        part.reshape(-1, x.shape[1], attention.heads, width // attention.heads)
-        for part in (query, key, value, _append(cache[0], key)[before], _append(cache[1], value)[before])
+    old_keys, old_values = (
+        rows.behind(old, new)[before] for old, new in zip(cache, (key, value), strict=True)
     )
-    mixed = mix(query, (new[0], new[1]), (old_keys, old_values), mask, before.shape[0], attention.scale)
-    return attention.out(mixed.flatten(2)), key, value
+    query, *new, old_keys, old_values = (
+        part.reshape(-1, rows.batch, heads, width // heads)
+        for part in (query, key, value, old_keys, old_values)
+    )
+    mixed = mix(query, new, (old_keys, old_values), mask, before.shape[0], attention.scale)
+    return attention.out(mixed.reshape(-1, rows.batch, width)), key, value
 
 
 def mix(
@@ -256,7 +272,9 @@ def mix(
     return (old_part + weights[..., left:] @ new[1].permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
 
 
-def convolve(convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+def convolve(
+    convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor, rows: Rows
+) -> tuple[Tensor, Tensor]:
     """Convolve.
 
     Args:
@@ -264,24 +282,20 @@ def convolve(convolution: Convolution, x: Tensor, cache: Tensor, sees: Tensor) -
         x: [W, C*N, D].
         cache: the inputs before, [max(K)-1, N, D].
         sees: rows of what each chunk sees, [max(K)-1+W, C].
+        rows: where frames are.
 
     Returns:
         The output [W, C*N, D], and the inputs with those before in front, [max(K)-1+W*C, N, D].
     """
-    memory = _append(cache, x)
-    seen = memory[sees[len(cache) + 1 - convolution.depthwise.kernel_size[0] :]].flatten(1, 2)
-    return convolve_seen(convolution, seen), memory
+    memory = rows.behind(cache, x)
+    seen = memory[sees[len(cache) + 1 - convolution.depthwise.kernel_size[0] :]]
+    return convolve_seen(convolution, seen.reshape(-1, rows.batch, x.shape[2])), memory
 
 
 def convolve_seen(convolution: Convolution, seen: Tensor) -> Tensor:
     """Return the output [W, B, D] of a convolution for its inputs, [K-1+W, B, D]."""
     y = functional.gelu(convolution.depthwise(seen.permute(1, 2, 0)).permute(2, 0, 1))
     return convolution.out(y)  # type: ignore[no-any-return]
-
-
-def _append(memory: Tensor, new: Tensor) -> Tensor:
-    """Put frames [W, C*N, D] behind a memory [M, N, D], row after row."""
-    return torch.cat((memory, new.reshape(-1, *memory.shape[1:])))
 
 
 def example_inputs(encoder: StreamingEncoder, chunk_frames: int, left_frames: int) -> tuple[Tensor, ...]:

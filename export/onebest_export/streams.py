@@ -59,7 +59,8 @@ class StreamsEncoder(StreamingEncoder):
         blocks = cast("list[Block]", list(self.encoder.blocks))
         for number, block in enumerate(blocks):
             old = [memory[2 * number : 2 * number + 2] for memory in slots]
-            added, key, value = _attend(block.attention, block.attention_norm(hidden), masks, old)
+            normed = block.attention_norm(hidden)
+            added, key, value = _attend(block.attention, normed, masks, old, x.shape[0])
             hidden, attended = hidden + added, [*attended, key, value]
             if block.kernel:
                 inputs = block.convolution_norm(hidden)
@@ -80,7 +81,7 @@ def _by_slot(memories: Sequence[Tensor]) -> list[Sequence[Tensor]]:
 
 
 def _attend(
-    attention: Attention, x: Tensor, masks: Sequence[Tensor], old: Sequence[Sequence[Tensor]]
+    attention: Attention, x: Tensor, masks: Sequence[Tensor], old: Sequence[Sequence[Tensor]], streams: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend slot by slot.
 
@@ -89,18 +90,20 @@ def _attend(
         x: [W, N, D].
         masks: of each slot, added to the scores of the frames before, [1, 1, 1, left].
         old: of each slot, keys and values of the frames before, [left, 1, H, D/H] each.
+        streams: N; given, for every look at a shape is an operator of its own.
 
     Returns:
         The output, and the new frames' keys and values, [W, N, D] each.
     """
     width, heads = attention.out.in_features, attention.heads
-    parts = attention.qkv(x).reshape(x.shape[0], -1, 3 * heads, width // heads)
+    parts = attention.qkv(x).reshape(-1, streams, 3 * heads, width // heads)
     left, mixed = old[0][0].shape[0], []
     for slot, (mask, before) in enumerate(zip(masks, old, strict=True)):
         query, *new = parts[:, slot : slot + 1].split((heads, heads, heads), 2)
         mixed.append(mix(query, new, before, mask, left, attention.scale))
-    _, key, value = parts.split((heads, heads, heads), 2)
-    return attention.out(torch.cat(mixed, 1).flatten(2)), key.flatten(2), value.flatten(2)
+    _, *new = parts.split((heads, heads, heads), 2)
+    out, key, value = (part.reshape(-1, streams, width) for part in (torch.cat(mixed, 1), *new))
+    return attention.out(out), key, value
 
 
 def example_inputs(

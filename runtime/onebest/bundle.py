@@ -91,7 +91,7 @@ _STATE_BYTES_A_CALL = 2**21
 #: So many chunks of a stream in one call cost as little as a chunk each of as many streams.
 _FEWEST_CHUNKS_TOGETHER = 4
 #: Frames of a stream that one call of the joiner takes, at most.
-_FRAMES_A_JOIN = 16
+_FRAMES_A_JOIN = 5
 #: Chunks of a stream that one call of the encoder takes, and encoder frames where there are several, at most.
 #: More is no faster.
 _CHUNKS_A_CALL, _FRAMES_A_CALL = 8, 256

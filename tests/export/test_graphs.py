@@ -12,6 +12,7 @@ from tiny_checkpoint import ENCODER, MODEL, make_features, make_model
 from onebest.frontend import SPEC
 from onebest.graph import Graph
 from onebest.layout import CHUNK_INPUT
+from onebest_export import streaming
 from onebest_export.graphs import export_encoder
 from onebest_export.quantize import product_names, quantize
 from onebest_export.streaming import StreamingEncoder
@@ -111,6 +112,18 @@ def test_streams_with_different_pasts_share_a_batch(tiny, encoder):
     together = [np.concatenate(states, 2) for states in zip(*pasts, strict=True)]
     found, _ = encode(encoder, parts[20:30], together)
     np.testing.assert_allclose(found, np.concatenate(alone), atol=1e-4)
+
+
+def test_frames_that_are_not_there_weigh_nothing(tiny, monkeypatch):
+    """To the last bit, although e to the power of what is added to their scores is no zero."""
+    encoder = StreamingEncoder(tiny.model).eval()
+    features = torch.from_numpy(10 * make_features(2, 4 * 8 + 3))
+    inputs = (features, *encoder.initial_state(2, 128), torch.zeros(2, dtype=torch.int64), torch.tensor(0))
+    with torch.inference_mode():
+        ours = encoder(*inputs)
+        monkeypatch.setattr(streaming, "NOT_THERE", -torch.inf)
+        theirs = encoder(*inputs)
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_the_past_matters(encoder):

@@ -61,7 +61,7 @@ class FusedPredictor(StatelessPredictor):
         """Turn contexts [..., K] (a negative label is no label) into [..., J + V]."""
         predicted: Tensor = self.predictor(context[..., -self.predictor.context_size :])
         language = self.model.logits(context[..., -self.model.config.context_size :])
-        internal = self.joiner(torch.zeros_like(predicted), predicted)
+        internal = self.joiner(predicted.new_zeros(1), predicted)
         added = self.weights.language_model * language - self.weights.internal * internal
         return torch.cat((predicted, added), -1)
 

@@ -66,7 +66,7 @@ class Predictor(StatelessPredictor):
         known = (context >= 0).unsqueeze(-1)
         embedded = self.embedding(context.clamp(min=0)) * known
         flat = embedded.reshape(-1, *embedded.shape[-2:]).transpose(1, 2)
-        convolved = functional.relu(self.convolution(flat)).squeeze(2)
+        convolved = functional.relu(self.convolution(flat))[:, :, 0]
         projected: Tensor = self.projection(convolved)
         return projected.reshape(*context.shape[:-1], self.projection.out_features)
 
