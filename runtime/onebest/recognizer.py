@@ -257,6 +257,8 @@ class Stream:
         #: Encoder frame of the last token since the stream began, or began anew.
         self._last_token: int | None = None
         self._ended = self._finished = False
+        #: Encoder frames that the audio fills, known at its end; what comes behind completes the last window.
+        self._audio_frames: float = math.inf
 
     @property
     def result(self) -> Result:
@@ -346,6 +348,7 @@ class Stream:
         """
         self._check_open()
         self._compute(self._resampler.finish())
+        self._audio_frames = self._front_end_samples // (SUBSAMPLING * FRAME_SHIFT_SAMPLES)
         if self._front_end_samples:
             self._compute(np.zeros(self._silence_samples(), np.float32))
         self._ended = True
@@ -477,7 +480,7 @@ class Stream:
                     self._transcript.close(first + frame)
                 self._transcript.add(emission.token, first + frame, emission.confidence)
                 self._last_token = first + frame
-            if self._endpointer and self._endpointer.take(emission is not None):
+            if self._ends_behind(first + frame, emission is not None):
                 self._transcript.close(first + frame + 1)
             if (frame + 1) % chunk_frames == 0 and self._pauses(first + frame):
                 self._last_token = None
@@ -489,6 +492,12 @@ class Stream:
         if self._endpointer is None:
             return False
         return self._endpointer.ends_before(bool(self.recognizer.bundle.vocabulary.starts_word[token]))
+
+    def _ends_behind(self, frame: int, speaks: bool) -> bool:
+        """Whether the segment ends behind a frame, which has a token or not; what is no audio ends none."""
+        if self._endpointer is None or frame >= self._audio_frames:
+            return False
+        return self._endpointer.take(speaks)
 
     def _pauses(self, frame: int) -> bool:
         """Whether a frame ends a pause after speech."""

@@ -13,8 +13,8 @@ import onebest.recognizer
 from onebest import Recognizer
 
 RATE = 16000
-#: Samples of an encoder frame, of which a chunk brings out 12.
-FRAME, CHUNK = 640, 12 * 640
+#: Samples of an encoder frame.
+FRAME = 640
 SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.flac"))
 FIRST, SECOND = (soundfile.read(path, dtype="float32")[0][: 5 * RATE] for path in SAMPLES[:2])
 
@@ -54,7 +54,7 @@ def beginnings(recognizer, audio):
 
 def test_what_comes_after_a_pause_is_heard_alone(shipped, audio, whole):
     (start,) = beginnings(shipped, audio)
-    assert start % CHUNK == 0
+    assert start % (shipped.bundle.sizes.chunk_frames * FRAME // 4) == 0
     assert len(FIRST) < start < len(FIRST) + 2 * RATE
     alone = run(shipped, [audio[start:]])
     after = [token for token in whole.tokens if token.start >= start / RATE]
@@ -98,3 +98,19 @@ def test_silence_alone_begins_nothing(shipped):
     stream = shipped.stream(endpoints=True)
     stream.accept(np.zeros(5 * RATE, np.float32))
     assert stream.state.encoder.processed_frames > 400
+
+
+@pytest.mark.parametrize("cut_frames", range(0, 10, 3))
+def test_a_segment_does_not_end_in_what_completes_the_last_window(shipped, cut_frames):
+    """So the words come with the last answer, which is what some clients keep of all."""
+    audio = soundfile.read(SAMPLES[2], dtype="float32")[0]
+    audio = audio[: len(audio) - cut_frames * FRAME]
+    stream = shipped.stream(endpoints=True)
+    stream.push(audio)
+    stream.end()
+    taken = []
+    while stream.ready:
+        shipped.advance([stream])
+        taken.append(stream.take_segments())
+    assert [bool(segments) for segments in taken] == [False] * (len(taken) - 1) + [True]
+    assert taken[-1][-1].text == shipped.transcribe(audio).text
