@@ -256,6 +256,14 @@ def test_a_missing_model(capsys, file, tmp_path):
     assert "none: no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["transcribe", "speech.wav"], ["mic"], ["evaluate", "dev.jsonl.gz"]])
+def test_an_empty_name_is_no_model(capsys, command):
+    """It comes of a variable that is not set, and would otherwise be the current folder."""
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--model", ""])
+    assert "'' names no model; name a folder, or leave the option out" in capsys.readouterr().err
+
+
 def test_no_model_in_the_installation(capsys, file, monkeypatch):
     monkeypatch.setattr("onebest.recognizer.DEFAULT_MODEL", DEFAULT_MODEL / "none")
     assert main(["transcribe", str(file)]) == 1

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from onebest.cli import Command
-from onebest.commands.transcribe import add_beam_argument, add_hotword_argument
+from onebest.commands.transcribe import add_beam_argument, add_hotword_argument, add_model_argument
 from onebest.devices import list_devices
 from onebest.errors import ConfigError, DataError
 from onebest.events import Event, Notice
@@ -34,12 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--list-devices", action="store_true", help="print the microphones and end")
     parser.add_argument("--device", metavar="DEVICE", help="a number or a part of a name of that list")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="MODEL",
-        help="the model's folder, or OWNER/NAME of a fetched one (default: what ships)",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--latency",
         type=int,

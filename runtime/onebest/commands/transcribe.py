@@ -48,14 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads for the model (default: 1)")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that choose the model, its latency and the search."""
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the argument that chooses the model."""
     parser.add_argument(
         "--model",
-        type=Path,
+        type=_model,
         metavar="MODEL",
         help="the model's folder, or OWNER/NAME of a fetched one (default: what ships)",
     )
+
+
+def _model(text: str) -> Path:
+    if not text:  # would be the current folder
+        raise argparse.ArgumentTypeError("'' names no model; name a folder, or leave the option out")
+    return Path(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments that choose the model, its latency and the search."""
+    add_model_argument(parser)
     parser.add_argument(
         "--chunk-ms",
         type=int,
