@@ -100,7 +100,6 @@ card = recognizer.bundle.card
 architecture = {**card.get("architecture", {}), "pause_ms": 0, "start_margin": 0.0}
 bundle = replace(recognizer.bundle, card={**card, "architecture": architecture})
 recognizer = Recognizer(bundle, threads=int(threads))
-print(decode())
 """
 
 REPEAT = """

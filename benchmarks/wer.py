@@ -93,6 +93,7 @@ def measure_float(arguments: argparse.Namespace) -> Results:
         settings += ["--language-model", arguments.language_model]
         settings += ["--language-model-weight", language_model["language_model"]]
         settings += ["--internal-weight", language_model["internal"]]
+    settings += ["--left-ms", architecture["left_frames"] * ENCODER_FRAME_MS]
     settings += ["--right-ms", architecture.get("right_frames", 0) * ENCODER_FRAME_MS]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "float32"

@@ -20,8 +20,8 @@ def test_exports_int8_at_640_ms(tiny, tmp_path, capsys):
     assert "tokens equal in 100.00%" in capsys.readouterr().out
     recognizer = Recognizer(folder)
     assert recognizer.bundle.name == "model"
-    assert (recognizer.bundle.sizes.chunk_frames, recognizer.bundle.sizes.left_context) == (48, 128)
-    assert (recognizer.bundle.sizes.chunk_ms, recognizer.bundle.sizes.layout.right_context) == (640, 4)
+    assert (recognizer.bundle.sizes.chunk_frames, recognizer.bundle.sizes.left_context) == (40, 128)
+    assert (recognizer.bundle.sizes.chunk_ms, recognizer.bundle.sizes.layout.right_context) == (640, 6)
     assert (folder / "encoder.int8.onnx").is_file()
 
 

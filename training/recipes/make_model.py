@@ -124,8 +124,6 @@ READ = {
     },
 }
 LANGUAGE_OPTIONS = ("--join", "4", "--batch-tokens", "8192", "--passes", "1")
-#: Of a chunk, what the next one brings out.
-RIGHT_MS = 160
 #: How a recipe calls the work folder.
 WORK = "work/"
 #: Speech that synthesize.py makes, by the store's name: the text, and what else it needs.
@@ -393,7 +391,7 @@ class Build:
     def bundle(self, path: Path, name: str) -> None:
         """Export a model, int8 where that costs no words."""
         model, title, card = BUNDLES[name]
-        options = ["--name", title, "--blank-penalty", BLANK_PENALTY, "--right-ms", RIGHT_MS]
+        options = ["--name", title, "--blank-penalty", BLANK_PENALTY]
         options += ["--language-model", self.need("language-model.pt")]
         options += ["--notes", RECIPES / card, "--dev", self.data / "dev.jsonl.gz"]
         onebest("export", self.need(model), path, *options)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--right-ms",
         type=int,
-        default=160,
+        default=240,
         help="right context, a multiple of 40 or 0: the end of a chunk, which the next one brings out",
     )
     parser.add_argument("--float", action="store_true", help="float32 graphs instead of int8")
